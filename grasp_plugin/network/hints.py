@@ -1,0 +1,54 @@
+"""What NIR cannot say, kept in node metadata: time step, reset rule, comparator, time unit.
+
+Every node that our adapters write carries `metadata["grasp_plugin"]`, a flat dict of strings,
+numbers and arrays. Nothing requires it (NIR asks that no back end rely on metadata): a caller's
+argument overrides it, and where both are silent and the choice matters, `discretise` asks.
+
+Keys of a spiking node: `reset` (one of `RESETS`), `comparator` (always ">"), `dt_s`, `source`
+("snntorch", "norse", "nir"). Keys of the graph: `dt_s`, `time_unit` ("s" once read), `source`.
+Adapters may add keys of their own framework (prefix `snntorch_` or `norse_`) for exact round trips.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import nir
+import numpy as np
+
+KEY = "grasp_plugin"
+
+RESETS: dict[str, str] = {
+    "value": "v = v_reset in the step of the spike (NIR's own meaning; Lava LIF)",
+    "subtract-delayed": "v loses v_threshold in the step after the spike (snnTorch 'subtract')",
+    "subtract-immediate": "v loses v_threshold in the step of the spike (Norse reset_subtract)",
+    "snntorch-nodelay": "snnTorch 'subtract' with reset_delay=False: above threshold after a reset,"
+    " the next spike needs twice the threshold",
+    "refractory1": "v = v_reset, and the step after the spike is lost (snnTorch 'zero', delayed)",
+    "none": "the spike leaves v alone",
+}
+
+
+def read_hints(node: nir.NIRNode) -> dict[str, Any]:
+    """The hints of a node or graph; scalars as Python values, empty if it has none."""
+    metadata = node.metadata if isinstance(node.metadata, dict) else {}
+    hints = metadata.get(KEY, {})
+    if not isinstance(hints, dict):
+        return {}
+    return {key: _plain(value) for key, value in hints.items()}
+
+
+def write_hints(node: nir.NIRNode, **hints: Any) -> None:
+    """Merge hints into `node.metadata["grasp_plugin"]`, in place."""
+    metadata = dict(node.metadata) if isinstance(node.metadata, dict) else {}
+    metadata[KEY] = {**metadata.get(KEY, {}), **hints}
+    node.metadata = metadata
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("utf8")
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        value = value.item()
+        return value.decode("utf8") if isinstance(value, bytes) else value
+    return value

@@ -1,0 +1,267 @@
+"""Float `Network` -> the same network on Loihi integers, and back.
+
+Per population a scale S (weight LSBs per float unit; membranes carry 64 S):
+
+    mixed signs   w_int = 2 round(w S / 2^(e+1)), |w_int| <= 254
+    one sign      w_int = round(w S / 2^e),       |w_int| <= 255
+    v_th = floor(theta S) <= 131071;  du = round(4096 du) - 1;  dv = round(4096 dv), both 0..4095
+    drive mantissa * 2^exp = drive S 64, 13 bits signed, exponent 0..7
+
+All projections and biases into a population share S and have their own exponent e in -8..7. S is
+the largest for which thresholds, drive, exponents, the range of u (it wraps with a sign flip beyond
+2^23) and the headroom of v (it saturates) fit: 2^23 / (64 S) is at least `headroom` thresholds or,
+where nothing resets v, what all inputs at once can drive it to within min(1/dv, 256) steps.
+No parameter is clipped: what does not fit makes S smaller, and no S at all is refused. A membrane
+that saturates all the same is counted by the Lava session (`Recording.saturated`).
+
+Source: Lava 0.10 (lava/proc/lif, dense, utils/weightutils), see `neurons.lif_fixed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from grasp_plugin.errors import Invalid, Refused
+from grasp_plugin.network import weights as W
+from grasp_plugin.network.network import Bias, Network, Population, Projection
+from grasp_plugin.network.weights import Array, Weight
+from grasp_plugin.neurons.lif_fixed import UV_MAX, check_registers
+
+V_TH_MAX = 131071
+DECAY_ONE = 4096
+MIXED_MAX, SINGLE_MAX = 254, 255
+EXPONENTS = range(-8, 8)
+
+
+def quantise(
+    network: Network, input_max: float | Mapping[str, float] = 1.0, headroom: float = 8.0
+) -> Network:
+    """The network on Loihi integers.
+
+    Args:
+        network: precision "float".
+        input_max: largest absolute value an input sends a step (1 for spikes), for the range check
+            of u; one value or one an input.
+        headroom: thresholds that the membrane can hold, at least; a smaller value gives finer
+            thresholds and less room for inhibition. Where it would cost bits of the weights, 1 is
+            used.
+
+    Returns:
+        A `Network` of precision "loihi"; `Population.scale` holds S.
+
+    Raises:
+        Refused: a population for which no scale fits; a membrane (LI, CubaLI, I) that feeds another
+            population, since its graded value has another scale than a spike.
+        Invalid: the network is in integers already, or an input_max is not positive.
+    """
+    if network.precision != "float":
+        raise Invalid("network", "expected float precision, got integers", "Quantise once")
+    maxima = _input_maxima(network, input_max)
+    for k in network.projections:
+        if k.source not in network.inputs and not network[k.source].spiking:
+            raise Refused(
+                k.source,
+                f"expected spikes into {k.target} on Loihi, got the membrane of a "
+                f"{network[k.source].node}",
+                "Read the membrane out only, or run in float",
+            )
+    populations, projections, biases = [], {}, {}
+    for p in network.populations:
+        into = network.into(p.name)
+        mine = [b for b in network.biases if b.target == p.name]
+        scale = _scale_with_headroom(p, into, mine, maxima, headroom)
+        populations.append(_population(p, scale))
+        for k in into:
+            projections[k.name] = _projection(k, scale)
+        for b in mine:
+            value, exponent = integers(b.value, scale, MIXED_MAX)
+            biases[b.name] = replace(b, value=value, weight_exp=exponent)
+    return replace(
+        network,
+        populations=tuple(populations),
+        projections=tuple(projections[k.name] for k in network.projections),
+        biases=tuple(biases[b.name] for b in network.biases),
+        precision="loihi",
+    )
+
+
+def dequantise(network: Network) -> Network:
+    """The float network that the integers stand for: a fast, valid forecast of the integer run.
+
+    w = w_int 2^e / S, theta = v_th / S, decays / 4096; truncation of u and v is not modelled.
+
+    Raises:
+        Invalid: the network is in float already.
+    """
+    if network.precision != "loihi":
+        raise Invalid("network", "expected Loihi integers, got float", "Pass quantise(network)")
+    scale = {p.name: float(p.scale or 1.0) for p in network.populations}
+    populations = []
+    for p in network.populations:
+        fine = 64.0 * scale[p.name]
+        populations.append(
+            replace(
+                p,
+                du=(p.du + 1) / DECAY_ONE,
+                dv=p.dv / DECAY_ONE,
+                v_th=p.v_th / scale[p.name],
+                drive=p.drive * 2.0**p.drive_exp / fine,
+                v_init=p.v_init / fine,
+                scale=None,
+                drive_exp=0,
+            )
+        )
+
+    def floats(weight: Weight, exponent: int, target: str) -> Weight:
+        return W.with_values(weight, W.values(weight) * (2.0**exponent / scale[target]))
+
+    return replace(
+        network,
+        populations=tuple(populations),
+        projections=tuple(
+            replace(k, weight=floats(k.weight, k.weight_exp, k.target), weight_exp=0)
+            for k in network.projections
+        ),
+        biases=tuple(
+            replace(b, value=b.value * (2.0**b.weight_exp / scale[b.target]), weight_exp=0)
+            for b in network.biases
+        ),
+        precision="float",
+    )
+
+
+def integers(values: Array, scale: float, limit: int) -> tuple[Array, int]:
+    """(integers, exponent) with values ~ integers 2^exponent / scale.
+
+    limit 254 gives even integers (mixed signs), 255 any (one sign). The exponent is the least that
+    fits and that loses nothing when Lava shifts the accumulated sum: -1 for even integers, else 0.
+    """
+    largest = float(np.max(np.abs(values), initial=0.0)) * scale
+    exact_shift = -1 if limit == MIXED_MAX else 0
+    exponent = exact_shift
+    if largest > 0:
+        exponent = max(exact_shift, int(np.ceil(np.log2(largest / limit) - 1e-12)))
+    step = 2 if limit == MIXED_MAX else 1
+    return (step * np.round(values * scale / (step * 2.0**exponent))).astype(np.int64), exponent
+
+
+def weight_limit(weight: Weight) -> int:
+    """254 for mixed signs, 255 where all weights have one sign."""
+    values = W.values(weight)
+    mixed = values.size > 0 and values.min() < 0 < values.max()
+    return MIXED_MAX if mixed else SINGLE_MAX
+
+
+def _input_maxima(network: Network, given: float | Mapping[str, float]) -> dict[str, float]:
+    values = dict(given) if isinstance(given, Mapping) else dict.fromkeys(network.inputs, given)
+    for name in network.inputs:
+        value = float(values.setdefault(name, 1.0))
+        if not (np.isfinite(value) and value > 0):
+            raise Invalid(name, f"expected input_max > 0, got {value}", "Pass the largest input")
+    return values
+
+
+def _scale_with_headroom(
+    p: Population,
+    into: tuple[Projection, ...],
+    biases: list[Bias],
+    maxima: Mapping[str, float],
+    headroom: float,
+) -> float:
+    """S with the headroom asked for, or with less where S would cost bits of the weights."""
+    scale = _scale(p, into, biases, _bounds(p, into, biases, maxima, headroom))
+    largest = max((float(np.max(np.abs(W.values(k.weight)), initial=0.0)) for k in into), default=0)
+    if headroom > 1 and 0 < largest * scale < MIXED_MAX / 2:
+        return _scale(p, into, biases, _bounds(p, into, biases, maxima, 1.0))
+    return scale
+
+
+def _scale(
+    p: Population,
+    into: tuple[Projection, ...],
+    biases: list[Bias],
+    bounds: Mapping[str, tuple[float, float]],
+) -> float:
+    """The largest S for which everything fits."""
+    largest = [(float(np.max(np.abs(W.values(k.weight)), initial=0.0)), weight_limit(k.weight))
+               for k in into]  # fmt: skip
+    largest += [(float(np.max(np.abs(b.value), initial=0.0)), MIXED_MAX) for b in biases]
+    largest = [entry for entry in largest if entry[0] > 0]
+    reference = max(largest, default=(max(float(np.max(np.abs(p.v_th))), 1.0), MIXED_MAX))
+    for exponent in reversed(EXPONENTS):
+        scale = reference[1] * 2.0**exponent / reference[0]
+        if all(value * scale <= most for value, most in bounds.values()) and all(
+            value * scale <= limit * 2.0 ** max(EXPONENTS) for value, limit in largest
+        ):
+            return scale
+    worst = max(bounds, key=lambda key: bounds[key][0] / bounds[key][1])
+    value, most = bounds[worst]
+    raise Refused(
+        p.name,
+        f"expected a scale that fits Loihi, got none: {worst} needs {value * scale:.4g} of at most "
+        f"{most} even with weight exponent {min(EXPONENTS)}",
+        "Rescale the weights and thresholds of this population, or run in float",
+    )
+
+
+def _bounds(
+    p: Population,
+    into: tuple[Projection, ...],
+    biases: list[Bias],
+    maxima: Mapping[str, float],
+    headroom: float,
+) -> dict[str, tuple[float, float]]:
+    """What grows with S, per unit of S, and the most it may be."""
+    total = np.zeros(p.size)
+    for k in into:
+        absolute = W.with_values(k.weight, np.abs(W.values(k.weight)))
+        inputs = np.full(absolute.shape[1], maxima.get(k.source, 1.0))
+        total += W.apply(absolute, inputs)
+    for b in biases:
+        total += np.abs(b.value)
+    if np.any(p.v_th < 0):
+        raise Refused(
+            p.name,
+            f"expected v_threshold >= v_reset on Loihi, got {p.v_th.min():.6g} above it",
+            "Loihi thresholds are unsigned; run in float",
+        )
+    current = float(np.max(total / np.maximum(p.du, 1.0 / DECAY_ONE), initial=0.0)) * 64
+    if p.reset in (None, "none"):
+        reach = current * min(1.0 / max(float(p.dv.min()), 1e-9), 256.0)
+    else:
+        reach = headroom * float(np.max(p.v_th, initial=0.0)) * 64
+    return {
+        "v (headroom)": (reach, float(UV_MAX)),
+        "v_th": (float(np.max(p.v_th, initial=0.0)), V_TH_MAX + 0.999),
+        "u (sum of |w|)": (current, UV_MAX - 1.0),
+        "drive": (float(np.max(np.abs(p.drive), initial=0.0)) * 64, 4095 * 2.0**7),
+        "v_init": (float(np.max(np.abs(p.v_init), initial=0.0)) * 64, UV_MAX - 1.0),
+    }
+
+
+def _population(p: Population, scale: float) -> Population:
+    fine = 64.0 * scale
+    largest = float(np.max(np.abs(p.drive), initial=0.0)) * fine
+    exponent = max(0, int(np.ceil(np.log2(largest / 4095)))) if largest > 0 else 0
+    out = replace(
+        p,
+        du=np.clip(np.round(DECAY_ONE * p.du) - 1, 0, 4095).astype(np.int64),
+        dv=np.clip(np.round(DECAY_ONE * p.dv), 0, 4095).astype(np.int64),
+        v_th=np.floor(p.v_th * scale).astype(np.int64),
+        drive=np.round(p.drive * fine / 2.0**exponent).astype(np.int64),
+        v_init=np.round(p.v_init * fine).astype(np.int64),
+        scale=scale,
+        drive_exp=exponent,
+    )
+    check_registers(
+        p.name, du=out.du, dv=out.dv, v_th=out.v_th, drive=out.drive, drive_exp=exponent
+    )
+    return out
+
+
+def _projection(k: Projection, scale: float) -> Projection:
+    value, exponent = integers(W.values(k.weight), scale, weight_limit(k.weight))
+    return replace(k, weight=W.with_values(k.weight, value), weight_exp=exponent)

@@ -1,0 +1,1 @@
+"""Pure neuron steps: one source of equations for NumPy, torch and Lava."""

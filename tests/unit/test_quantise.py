@@ -1,0 +1,161 @@
+"""Integers: scales, exponents, ranges, and nothing clipped in silence."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import nir
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grasp_plugin import Discretisation, dequantise, discretise, quantise, to_nir
+from grasp_plugin.backends.torch import TorchNetwork
+from grasp_plugin.errors import GraspError, Invalid, Refused
+from grasp_plugin.network import weights as W
+from grasp_plugin.network.limits import BYTES_PER_CORE, core_use, fits
+from grasp_plugin.network.naive import naive_scaling
+from grasp_plugin.network.quantise import integers
+
+
+def network_of(weight: Any, theta: float = 1.0, beta: float = 0.9, reset: str = "value",
+               bias: Any = None, **lif: float) -> Any:  # fmt: skip
+    n, i = weight.shape
+    values = {"tau": 1e-3 / (1 - beta), "r": 1 / (1 - beta), "v_leak": 0.0, "v_threshold": theta,
+              "v_reset": 0.0} | lif  # fmt: skip
+    node = nir.LIF(**{k: np.full(n, v) for k, v in values.items()})
+    linear = nir.Linear(weight) if bias is None else nir.Affine(weight, bias)
+    nodes = {"i": nir.Input(np.array([i])), "w": linear, "n": node, "o": nir.Output(np.array([n]))}
+    graph = nir.NIRGraph(nodes, [("i", "w"), ("w", "n"), ("n", "o")], type_check=False)
+    return discretise(graph, Discretisation(dt_s=1e-3, reset=reset))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 40), st.integers(1, 40), st.floats(1e-3, 1e3), st.floats(1e-2, 1e2),
+    st.sampled_from([-1, 0, 1]), st.integers(0, 1000),
+)  # fmt: skip
+def test_every_integer_fits_its_register(
+    n: int, i: int, size: float, theta: float, sign: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    weight = rng.normal(size=(n, i)) * size
+    weight = sign * np.abs(weight) if sign else weight
+    network = network_of(weight, theta * size, bias=rng.normal(size=n) * size)
+    try:
+        fixed = quantise(network)
+    except GraspError as refused:
+        if refused.node != "n":
+            raise
+        return
+    p, (k,), (b,) = fixed["n"], fixed.projections, fixed.biases
+    w = W.values(k.weight)
+    mixed = w.min() < 0 < w.max()
+    assert np.abs(w).max() <= (254 if mixed else 255)
+    assert not mixed or np.all(w % 2 == 0)
+    assert np.all(b.value % 2 == 0)
+    assert np.abs(b.value).max() <= 254
+    assert -8 <= k.weight_exp <= 7
+    assert -8 <= b.weight_exp <= 7
+    assert 0 <= p.v_th.min() <= p.v_th.max() <= 131071
+    worst = np.abs(w).sum(axis=1) * 2.0**k.weight_exp + np.abs(b.value) * 2.0**b.weight_exp
+    assert worst.max() * 64 / ((p.du.min() + 1) / 4096) < 2**23 * 1.01
+    rough = dequantise(fixed)
+    step = (2 if mixed else 1) * 2.0**k.weight_exp / p.scale
+    exact = W.values(network.projections[0].weight)
+    assert np.abs(W.values(rough.projections[0].weight) - exact).max() <= step / 2 * (1 + 1e-9)
+    assert 0 <= (network["n"].v_th - rough["n"].v_th).min()
+    assert (network["n"].v_th - rough["n"].v_th).max() < 1 / p.scale
+
+
+def test_the_studys_formulas_by_hand() -> None:
+    weight = np.array([[0.5, -1.0], [0.25, 1.0]])
+    fixed = quantise(network_of(weight, theta=4.0, beta=0.9))
+    p, (k,) = fixed["n"], fixed.projections
+    e = k.weight_exp
+    assert p.scale == 254 * 2.0**e / 1.0
+    expected = 2 * np.round(weight * p.scale / 2 ** (e + 1))
+    assert np.array_equal(k.weight, expected)
+    assert p.v_th.tolist() == [int(4.0 * p.scale)] * 2
+    assert p.du.tolist() == [4095] * 2
+    assert p.dv.tolist() == [410] * 2
+    assert 64 * p.scale * 4.0 * 8 <= 2**23 < 64 * (2 * p.scale) * 4.0 * 8  # the largest e
+
+
+def test_single_sign_weights_keep_eight_bits() -> None:
+    fixed = quantise(network_of(np.array([[0.3, 1.0]]), theta=2.0))
+    assert W.values(fixed.projections[0].weight).max() == 255
+    value, exponent = integers(np.array([0.5, 1.0]), 255.0, 255)
+    assert (value.tolist(), exponent) == ([128, 255], 0)
+
+
+def test_what_cannot_fit_is_refused() -> None:
+    with pytest.raises(Refused, match=r"n: .*v_th|n: .*headroom") as caught:
+        quantise(network_of(np.array([[1e-7, -1e-7]]), theta=1e4))
+    assert caught.value.node == "n"
+    with pytest.raises(Refused, match="unsigned"):
+        quantise(network_of(np.ones((1, 2)), theta=0.1, v_reset=0.5))
+    with pytest.raises(Invalid, match="once"):
+        quantise(quantise(network_of(np.ones((1, 2)))))
+    with pytest.raises(Invalid, match="float"):
+        dequantise(network_of(np.ones((1, 2))))
+    with pytest.raises(Invalid, match="input_max"):
+        quantise(network_of(np.ones((1, 2))), input_max=0.0)
+    with pytest.raises(Refused, match="dequantise"):
+        TorchNetwork(quantise(network_of(np.ones((1, 2)))))
+    with pytest.raises(Refused, match="dequantise"):
+        to_nir(quantise(network_of(np.ones((1, 2)))))
+
+
+def test_the_range_of_u_counts_every_input() -> None:
+    """520 synapses of the largest weight would wrap u and change its sign."""
+    wide = quantise(network_of(np.ones((1, 2000)), theta=100.0))
+    (k,) = wide.projections
+    assert int(np.abs(W.values(k.weight)).sum()) * 2**k.weight_exp * 64 < 2**23
+    counts = quantise(network_of(np.ones((1, 100)), theta=10.0), input_max=50.0)
+    assert counts["n"].scale < quantise(network_of(np.ones((1, 100)), theta=10.0))["n"].scale
+
+
+def test_a_membrane_that_feeds_a_population_is_refused() -> None:
+    nodes = {"i": nir.Input(np.array([3])), "li": nir.LI(*np.ones((3, 3))),
+             "w": nir.Linear(np.eye(3)),
+             "n": nir.IF(np.ones(3), np.ones(3)), "o": nir.Output(np.array([3]))}  # fmt: skip
+    edges = [("i", "li"), ("li", "w"), ("w", "n"), ("n", "o")]
+    graph = nir.NIRGraph(nodes, edges, type_check=False)
+    with pytest.raises(Refused, match=r"li: .*membrane"):
+        quantise(discretise(graph, Discretisation(dt_s=1e-3, reset="value")))
+
+
+def test_more_headroom_less_scale_but_never_fewer_weight_bits() -> None:
+    network = network_of(np.random.default_rng(0).normal(size=(4, 5)), theta=3.0)
+    scales = [quantise(network, headroom=h)["n"].scale for h in (1, 8, 64)]
+    assert scales == sorted(scales, reverse=True)
+    tiny = network_of(np.random.default_rng(0).normal(size=(4, 5)) * 1e-2, theta=30.0)
+    assert np.abs(W.values(quantise(tiny).projections[0].weight)).max() >= 100
+
+
+def test_naive_scaling_is_the_old_one() -> None:
+    network = network_of(np.array([[0.5, -0.25]]), theta=1.0, beta=0.9)
+    old = naive_scaling(network)
+    assert old["n"].v_th.tolist() == [131071 >> 9]
+    assert old["n"].dv.tolist() == [409]
+    assert W.values(old.projections[0].weight).tolist() == [[128, -64]]
+    for other in (network_of(np.ones((1, 2)), bias=np.ones(1)),
+                  network_of(np.ones((1, 2)), reset="none")):  # fmt: skip
+        with pytest.raises(Refused, match="old converter"):
+            naive_scaling(other)
+
+
+def test_fit_report() -> None:
+    small = core_use(network_of(np.ones((10, 20))))
+    assert [(r.neurons, r.synapses, r.cores) for r in small] == [(10, 200, 1)]
+    assert fits(network_of(np.ones((10, 20)))) == (True, 1)
+    (large,) = core_use(network_of(np.ones((600, 2000))))
+    assert large.cores > 1
+    assert large.utilisation <= 1
+    assert large.synapse_bytes > BYTES_PER_CORE
+    network = network_of(np.ones((2, 3)))
+    crowd = replace(network, provenance={})
+    assert core_use(crowd) == core_use(network)
