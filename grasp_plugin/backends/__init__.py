@@ -1,0 +1,1 @@
+"""Back ends: a `Network` made to run."""

@@ -1,0 +1,1 @@
+"""Loaders of event data sets from files the user has."""

@@ -1,0 +1,188 @@
+"""Float and fixed models of the leaky family: thin shells around `neurons.lif`, `lif_fixed`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from lava.magma.core.decorator import implements, requires, tag
+from lava.magma.core.model.py.model import PyLoihiProcessModel
+from lava.magma.core.model.py.ports import PyInPort, PyOutPort
+from lava.magma.core.model.py.type import LavaPyType
+from lava.magma.core.resources import CPU
+from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
+
+from grasp_plugin.neurons import lif
+from grasp_plugin.neurons.lif_fixed import step_fixed
+from grasp_plugin.processes.leaky.process import DelayLine, LeakyReadout, OnsetSource, ResetLIF
+
+
+class _Leaky(PyLoihiProcessModel):
+    """What the four neuron models share: receive, freeze until the onset, step, send."""
+
+    reset: str | None = None
+    u: Any
+    v: Any
+
+    def __init__(self, proc_params: Any) -> None:
+        super().__init__(proc_params)
+        self.reset = proc_params.get("reset")
+        self.onset = int(proc_params["onset"])
+        self.drive_exp = int(proc_params["drive_exp"])
+
+    def run_spk(self) -> None:
+        a = self.a_in.recv()
+        if self.age[0] < self.onset:
+            out = np.zeros_like(self.v)
+        else:
+            out = self.advance(a)
+        self.age[0] += 1
+        self.s_out.send(out)
+
+    def advance(self, a: Any) -> Any:
+        raise NotImplementedError("a model advances its neurons")
+
+    def _float(self, a: Any, vth: Any, s: Any) -> tuple[Any, Any]:
+        out, state, _ = lif.step(
+            a, {"u": self.u, "v": self.v, "s": s}, du=self.du, dv=self.dv, v_th=vth,
+            drive=self.drive, reset=self.reset,
+        )  # fmt: skip
+        self.u, self.v = state["u"], state["v"]
+        return out, state["s"]
+
+    def _fixed(self, a: Any, vth: Any, s: Any) -> tuple[Any, Any]:
+        out, state = step_fixed(
+            a, {"u": self.u, "v": self.v, "s": s}, du=self.du, dv=self.dv, v_th=vth,
+            drive=self.drive << self.drive_exp, reset=self.reset,
+        )  # fmt: skip
+        self.u, self.v = state["u"], state["v"]
+        return out, state["s"]
+
+
+@implements(proc=ResetLIF, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("floating_pt")
+class PyResetLIFFloat(_Leaky):
+    a_in: Any = LavaPyType(PyInPort.VEC_DENSE, float)
+    s_out: Any = LavaPyType(PyOutPort.VEC_DENSE, float)
+    u: Any = LavaPyType(np.ndarray, float)
+    v: Any = LavaPyType(np.ndarray, float)
+    s: Any = LavaPyType(np.ndarray, float)
+    du: Any = LavaPyType(np.ndarray, float)
+    dv: Any = LavaPyType(np.ndarray, float)
+    vth: Any = LavaPyType(np.ndarray, float)
+    drive: Any = LavaPyType(np.ndarray, float)
+    age: Any = LavaPyType(np.ndarray, int)
+
+    def advance(self, a: Any) -> Any:
+        out, self.s = self._float(a, self.vth, self.s)
+        return out
+
+
+@implements(proc=ResetLIF, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("fixed_pt")
+class PyResetLIFFixed(_Leaky):
+    a_in: Any = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=24)
+    s_out: Any = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
+    u: Any = LavaPyType(np.ndarray, np.int64, precision=24)
+    v: Any = LavaPyType(np.ndarray, np.int64, precision=24)
+    s: Any = LavaPyType(np.ndarray, np.int64, precision=1)
+    du: Any = LavaPyType(np.ndarray, np.int64, precision=12)
+    dv: Any = LavaPyType(np.ndarray, np.int64, precision=12)
+    vth: Any = LavaPyType(np.ndarray, np.int64, precision=17)
+    drive: Any = LavaPyType(np.ndarray, np.int64, precision=13)
+    age: Any = LavaPyType(np.ndarray, int)
+
+    def advance(self, a: Any) -> Any:
+        out, self.s = self._fixed(a, self.vth, self.s)
+        return out
+
+
+@implements(proc=LeakyReadout, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("floating_pt")
+class PyLeakyReadoutFloat(_Leaky):
+    a_in: Any = LavaPyType(PyInPort.VEC_DENSE, float)
+    s_out: Any = LavaPyType(PyOutPort.VEC_DENSE, float)
+    u: Any = LavaPyType(np.ndarray, float)
+    v: Any = LavaPyType(np.ndarray, float)
+    du: Any = LavaPyType(np.ndarray, float)
+    dv: Any = LavaPyType(np.ndarray, float)
+    drive: Any = LavaPyType(np.ndarray, float)
+    age: Any = LavaPyType(np.ndarray, int)
+
+    def advance(self, a: Any) -> Any:
+        return self._float(a, 0.0, 0.0)[0]
+
+
+@implements(proc=LeakyReadout, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("fixed_pt")
+class PyLeakyReadoutFixed(_Leaky):
+    a_in: Any = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=24)
+    s_out: Any = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
+    u: Any = LavaPyType(np.ndarray, np.int64, precision=24)
+    v: Any = LavaPyType(np.ndarray, np.int64, precision=24)
+    du: Any = LavaPyType(np.ndarray, np.int64, precision=12)
+    dv: Any = LavaPyType(np.ndarray, np.int64, precision=12)
+    drive: Any = LavaPyType(np.ndarray, np.int64, precision=13)
+    age: Any = LavaPyType(np.ndarray, int)
+
+    def advance(self, a: Any) -> Any:
+        zero = np.zeros_like(self.v)
+        return self._fixed(a, zero, zero)[0]
+
+
+class _Onset(PyLoihiProcessModel):
+    def __init__(self, proc_params: Any) -> None:
+        super().__init__(proc_params)
+        self.onset = int(proc_params["onset"])
+
+    def run_spk(self) -> None:
+        self.s_out.send(np.array([int(self.age[0] >= self.onset)]))
+        self.age[0] += 1
+
+
+@implements(proc=OnsetSource, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("floating_pt")
+class PyOnsetSourceFloat(_Onset):
+    s_out: Any = LavaPyType(PyOutPort.VEC_DENSE, float)
+    age: Any = LavaPyType(np.ndarray, int)
+
+
+@implements(proc=OnsetSource, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("fixed_pt")
+class PyOnsetSourceFixed(_Onset):
+    s_out: Any = LavaPyType(PyOutPort.VEC_DENSE, np.int32)
+    age: Any = LavaPyType(np.ndarray, int)
+
+
+class _DelayLine(PyLoihiProcessModel):
+    def run_spk(self) -> None:
+        slot = int(self.age[0]) % len(self.buffer)
+        self.s_out.send(self.buffer[slot])  # before receiving, so that loops do not block
+        self.buffer[slot] = self.s_in.recv()
+        self.age[0] += 1
+
+
+@implements(proc=DelayLine, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("floating_pt")
+class PyDelayLineFloat(_DelayLine):
+    s_in: Any = LavaPyType(PyInPort.VEC_DENSE, float)
+    s_out: Any = LavaPyType(PyOutPort.VEC_DENSE, float)
+    buffer: Any = LavaPyType(np.ndarray, float)
+    age: Any = LavaPyType(np.ndarray, int)
+
+
+@implements(proc=DelayLine, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("fixed_pt")
+class PyDelayLineFixed(_DelayLine):
+    s_in: Any = LavaPyType(PyInPort.VEC_DENSE, np.int32)
+    s_out: Any = LavaPyType(PyOutPort.VEC_DENSE, np.int32)
+    buffer: Any = LavaPyType(np.ndarray, np.int32)
+    age: Any = LavaPyType(np.ndarray, int)

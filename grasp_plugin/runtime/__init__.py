@@ -1,0 +1,1 @@
+"""How a network is run: sessions, recordings, Lava in one OS process."""
