@@ -31,15 +31,21 @@ def figure(rows: int, columns: int, width: float = 10.0, height: float = 2.2) ->
     return drawn, drawn.subplots(rows, columns, squeeze=False)
 
 
+def busiest(spikes: Any) -> Any:
+    """Indices of the `MAX_NEURONS` neurons that spike most, in order; spikes (time, neuron)."""
+    counts = np.asarray(spikes).sum(axis=0)
+    return np.sort(np.argsort(-counts, kind="stable")[:MAX_NEURONS])
+
+
 def raster(axis: Any, spikes: Any, colour: str = "k", size: float = 4.0, **options: Any) -> None:
-    """Spikes (time, neuron) as dots, the first `MAX_NEURONS` of them."""
-    steps, neurons = np.nonzero(np.asarray(spikes)[:, :MAX_NEURONS] > 0)
+    """Spikes (time, neuron) as dots; choose the neurons with `busiest`."""
+    steps, neurons = np.nonzero(np.asarray(spikes) > 0)
     axis.scatter(steps, neurons, s=size, c=colour, linewidths=0, **options)
     axis.set_xlim(-0.5, len(spikes) - 0.5)
 
 
 def verification_figure(network: Network, result: Verification, path: str) -> None:
-    """First sample of every population: spikes of torch, Lava float and Lava fixed, or membranes.
+    """First sample, busiest neurons: spikes of torch, Lava float and Lava fixed, or membranes.
 
     Where they disagree a red ring is drawn. Saved as PNG.
     """
@@ -57,11 +63,13 @@ def verification_figure(network: Network, result: Verification, path: str) -> No
             if label in result.recordings
         }
         if network[name].spiking:
+            shown = busiest(traces["torch"])
+            traces = {label: trace[:, shown] for label, trace in traces.items()}
             for label, colour, size in runs:
                 if label in traces:
                     raster(axis, traces[label], colour, size, label=label)
             for other in list(traces)[1:]:
-                wrong = traces[other][:, :MAX_NEURONS] != traces["torch"][:, :MAX_NEURONS]
+                wrong = traces[other] != traces["torch"]
                 steps, neurons = np.nonzero(wrong)
                 axis.scatter(
                     steps, neurons, s=40, facecolors="none", edgecolors="r", linewidths=0.8

@@ -8,15 +8,16 @@ from grasp_plugin.errors import Refused
 from grasp_plugin.network.network import Network
 from grasp_plugin.runtime.session import Session
 
-BACKENDS = ("torch", "lava")
+BACKENDS = ("torch", "lava", "fused")
 
 
 def build(network: Network, backend: str = "lava", **options: Any) -> Session:
     """Make a network ready to run.
 
     Args:
-        network: from `discretise` (float) or `quantise` (Loihi integers; "lava" only).
-        backend: "torch" (float; options device, dtype) or "lava" (float and Loihi integers).
+        network: from `discretise` (float) or `quantise` (Loihi integers; not torch).
+        backend: "torch" (float; options device, dtype), "lava" (float and Loihi integers) or
+            "fused" (the same two, compiled, without Lava).
         options: passed to the back end's session.
 
     Returns:
@@ -33,6 +34,10 @@ def build(network: Network, backend: str = "lava", **options: Any) -> Session:
         from grasp_plugin.backends.lava import LavaSession
 
         return LavaSession(network, **options)
+    if backend == "fused":
+        from grasp_plugin.backends.fused import FusedSession
+
+        return FusedSession(network, **options)
     raise Refused(
         backend, f"expected a back end of {', '.join(BACKENDS)}, got {backend!r}", "Pick one"
     )

@@ -16,7 +16,13 @@ from grasp_plugin.network.network import Network, Population
 from grasp_plugin.network.schedule import arrival_steps
 from grasp_plugin.neurons.lif_fixed import UV_MAX
 from grasp_plugin.runtime.lava_import import kept_logging, require_lava
-from grasp_plugin.runtime.session import Floats, Recording, Session
+from grasp_plugin.runtime.session import (
+    Floats,
+    Recording,
+    Session,
+    in_float_units,
+    require_whole_numbers,
+)
 
 STATE = ("u", "v", "s", "age", "a_buff", "buffer", "refractory_period_end")
 
@@ -55,7 +61,7 @@ class LavaSession(Session):
     def _run(self, inputs: dict[str, Floats], record: tuple[str, ...], progress: bool) -> Recording:
         from tqdm import tqdm
 
-        _check_integers(self.network, inputs)
+        require_whole_numbers(self.network, inputs)
         steps, batch = next(iter(inputs.values())).shape[:2]
         graph = self._compiled(steps)
         names = [p.name for p in self.network.populations]
@@ -76,7 +82,7 @@ class LavaSession(Session):
                 out = graph.recorded(n)[:, first : first + steps].T
                 kept["spikes"][n][:, b] = _in_floats(self.network[n], out)
                 if record:
-                    kept["membrane"][n][:, b] = _volts(self.network[n], v)
+                    kept["membrane"][n][:, b] = in_float_units(self.network[n], v)
         self._state = {
             n: {
                 key: np.stack(values).reshape(batch, *self.network[n].shape)
@@ -106,7 +112,7 @@ class LavaSession(Session):
         return {
             p.name: {
                 "u": np.zeros((1, *p.shape)),
-                "v": _volts(p, p.v_init).reshape(1, *p.shape),
+                "v": in_float_units(p, p.v_init).reshape(1, *p.shape),
             }
             for p in self.network.populations
         }
@@ -223,7 +229,7 @@ class _Graph:
         return np.asarray(self.model(self._sinks[name]).data, np.float64)
 
     def voltage(self, name: str) -> Floats:
-        return _volts(self.network[name], self.model(self._layout.neurons[name]).v)
+        return in_float_units(self.network[name], self.model(self._layout.neurons[name]).v)
 
     def current(self, name: str) -> Floats:
         p, u = self.network[name], self.model(self._layout.neurons[name]).u
@@ -279,23 +285,6 @@ def _connected_parts(processes: list[Any]) -> list[list[Any]]:
     return parts
 
 
-def _check_integers(network: Network, inputs: dict[str, Floats]) -> None:
-    if network.precision != "loihi":
-        return
-    for name, array in inputs.items():
-        if np.any(array != np.round(array)):
-            raise Refused(
-                name,
-                f"expected whole numbers on Loihi, got {array[array != np.round(array)][0]}",
-                "Encode the input as spikes or counts, or run in float",
-            )
-
-
 def _in_floats(p: Population, out: Floats) -> Floats:
     """Spikes as they are; a membrane in the network's float units."""
-    return out if p.spiking else _volts(p, out)
-
-
-def _volts(p: Population, v: Any) -> Floats:
-    scale = 1.0 if p.scale is None else 64.0 * p.scale
-    return np.asarray(v, np.float64) / scale + p.v_offset
+    return out if p.spiking else in_float_units(p, out)

@@ -9,10 +9,11 @@ Per population a scale S (weight LSBs per float unit; membranes carry 64 S):
 
 All projections and biases into a population share S and have their own exponent e in -8..7. S is
 the largest for which thresholds, drive, exponents, the range of u (it wraps with a sign flip beyond
-2^23) and the headroom of v (it saturates) fit: 2^23 / (64 S) is at least `headroom` thresholds or,
-where nothing resets v, what all inputs at once can drive it to within min(1/dv, 256) steps.
-No parameter is clipped: what does not fit makes S smaller, and no S at all is refused. A membrane
-that saturates all the same is counted by the Lava session (`Recording.saturated`).
+2^23) and the headroom of v (it saturates at 2^23 / (64 S)) fit. Headroom is what the membrane could
+be driven to if all inputs that a reset does not check came at once, within 8 to 64 thresholds; a
+larger S makes thresholds finer, never weights. No parameter is clipped: what does not fit makes S
+smaller, and no S at all is refused. A membrane that saturates all the same is counted by the Lava
+session (`Recording.saturated`).
 
 Source: Lava 0.10 (lava/proc/lif, dense, utils/weightutils), see `neurons.lif_fixed`.
 """
@@ -37,7 +38,7 @@ EXPONENTS = range(-8, 8)
 
 
 def quantise(
-    network: Network, input_max: float | Mapping[str, float] = 1.0, headroom: float = 8.0
+    network: Network, input_max: float | Mapping[str, float] = 1.0, headroom: float | None = None
 ) -> Network:
     """The network on Loihi integers.
 
@@ -45,9 +46,8 @@ def quantise(
         network: precision "float".
         input_max: largest absolute value an input sends a step (1 for spikes), for the range check
             of u; one value or one an input.
-        headroom: thresholds that the membrane can hold, at least; a smaller value gives finer
-            thresholds and less room for inhibition. Where it would cost bits of the weights, 1 is
-            used.
+        headroom: thresholds that the membrane can hold; by default from the weights, as above.
+            Where it would cost bits of the weights, less is used.
 
     Returns:
         A `Network` of precision "loihi"; `Population.scale` holds S.
@@ -169,14 +169,43 @@ def _scale_with_headroom(
     into: tuple[Projection, ...],
     biases: list[Bias],
     maxima: Mapping[str, float],
-    headroom: float,
+    headroom: float | None,
 ) -> float:
-    """S with the headroom asked for, or with less where S would cost bits of the weights."""
-    scale = _scale(p, into, biases, _bounds(p, into, biases, maxima, headroom))
+    """S with the headroom wanted, or with less where S would cost bits of the weights."""
+    up, down = _drives(p, into, biases, maxima)
+    current = float(np.max((up + down) / np.maximum(p.du, 1.0 / DECAY_ONE), initial=0.0))
+    memory = min(1.0 / max(float(p.dv.min()), 1e-9), 256.0)
+    theta = float(np.max(p.v_th, initial=0.0))
+    if p.reset in (None, "none"):
+        reaches = [current * memory]
+    elif headroom is not None:
+        reaches = [headroom * theta, theta]
+    else:
+        unchecked = down if p.reset in ("value", "refractory1") else up + down
+        worst = float(np.max(unchecked / np.maximum(p.du, 1.0 / DECAY_ONE), initial=0.0)) * memory
+        reaches = [min(max(worst, 8 * theta), 64 * theta), 8 * theta, theta]
     largest = max((float(np.max(np.abs(W.values(k.weight)), initial=0.0)) for k in into), default=0)
-    if headroom > 1 and 0 < largest * scale < MIXED_MAX / 2:
-        return _scale(p, into, biases, _bounds(p, into, biases, maxima, 1.0))
+    for reach in reaches:
+        scale = _scale(p, into, biases, _bounds(p, current, reach))
+        if largest * scale >= MIXED_MAX / 2:
+            break
     return scale
+
+
+def _drives(
+    p: Population, into: tuple[Projection, ...], biases: list[Bias], maxima: Mapping[str, float]
+) -> tuple[Array, Array]:
+    """The most that all inputs together can add to, and take from, each neuron in a step."""
+    up, down = np.zeros(p.size), np.zeros(p.size)
+    for k in into:
+        inputs = np.full(k.weight.shape[1], maxima.get(k.source, 1.0))
+        for side, sign in ((up, 1), (down, -1)):
+            part = W.with_values(k.weight, np.maximum(sign * W.values(k.weight), 0.0))
+            side += W.apply(part, inputs)
+    for b in biases:
+        up += np.maximum(b.value, 0.0)
+        down += np.maximum(-b.value, 0.0)
+    return up, down
 
 
 def _scale(
@@ -207,36 +236,23 @@ def _scale(
     )
 
 
-def _bounds(
-    p: Population,
-    into: tuple[Projection, ...],
-    biases: list[Bias],
-    maxima: Mapping[str, float],
-    headroom: float,
-) -> dict[str, tuple[float, float]]:
-    """What grows with S, per unit of S, and the most it may be."""
-    total = np.zeros(p.size)
-    for k in into:
-        absolute = W.with_values(k.weight, np.abs(W.values(k.weight)))
-        inputs = np.full(absolute.shape[1], maxima.get(k.source, 1.0))
-        total += W.apply(absolute, inputs)
-    for b in biases:
-        total += np.abs(b.value)
+def _bounds(p: Population, current: float, reach: float) -> dict[str, tuple[float, float]]:
+    """What grows with S, per unit of S, and the most it may be.
+
+    Args:
+        current: the largest |u|.
+        reach: the |v| that must not saturate.
+    """
     if np.any(p.v_th < 0):
         raise Refused(
             p.name,
             f"expected v_threshold >= v_reset on Loihi, got {p.v_th.min():.6g} above it",
             "Loihi thresholds are unsigned; run in float",
         )
-    current = float(np.max(total / np.maximum(p.du, 1.0 / DECAY_ONE), initial=0.0)) * 64
-    if p.reset in (None, "none"):
-        reach = current * min(1.0 / max(float(p.dv.min()), 1e-9), 256.0)
-    else:
-        reach = headroom * float(np.max(p.v_th, initial=0.0)) * 64
     return {
-        "v (headroom)": (reach, float(UV_MAX)),
+        "v (headroom)": (reach * 64, float(UV_MAX)),
         "v_th": (float(np.max(p.v_th, initial=0.0)), V_TH_MAX + 0.999),
-        "u (sum of |w|)": (current, UV_MAX - 1.0),
+        "u (sum of |w|)": (current * 64, UV_MAX - 1.0),
         "drive": (float(np.max(np.abs(p.drive), initial=0.0)) * 64, 4095 * 2.0**7),
         "v_init": (float(np.max(np.abs(p.v_init), initial=0.0)) * 64, UV_MAX - 1.0),
     }

@@ -3,6 +3,7 @@
 Lava compiles the graph; this module takes the place of its runtime. `Process.run`, `pause`,
 `stop`, `Var.get`, `Var.set` and `Monitor` work as before. Nothing forks, a raising model surfaces
 as its own exception, a deadlock names who waits on which port, and Var access runs at memory speed.
+A run that does not block (`RunContinuous`, `RunSteps(blocking=False)`) goes on in a thread.
 
 Semantics are stock Lava's LoihiProtocol: SPK, then PRE, LRN and POST if any model asks, each phase
 run by every model whose own guard holds at that moment; RefPort requests are served in PRE, POST
@@ -11,115 +12,47 @@ and at the end of a run, once the owner of the Var has finished its phase.
 
 from __future__ import annotations
 
-from collections import deque
+import sys
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from greenlet import getcurrent, greenlet
 from lava.magma.compiler.builders.channel_builder import ChannelBuilderMp
-from lava.magma.compiler.channels.pypychannel import CspRecvPort, CspSendPort
 from lava.magma.core.model.py.model import PyAsyncProcessModel, PyLoihiProcessModel
 from lava.magma.core.process.ports.ports import InPort, create_port_id
-from lava.magma.core.run_conditions import RunSteps
+from lava.magma.core.run_conditions import RunContinuous, RunSteps
 from lava.magma.runtime.mgmt_token_enums import MGMT_COMMAND
 from lava.utils.sparse import find
 from scipy.sparse import csr_matrix
 
 from grasp_plugin.errors import Refused, RunFailed
-
-
-class _Queue:
-    """The length of a channel, where stock models look for it."""
-
-    def __init__(self, messages: deque[Any]) -> None:
-        self._messages = messages
-
-    def qsize(self) -> int:
-        return len(self._messages)
-
-
-class SendPort(CspSendPort):  # type: ignore[misc]
-    """The sending end of a deque; never blocks."""
-
-    def __init__(self, name: str, shape: tuple[int, ...], dtype: Any, messages: deque[Any]) -> None:
-        self._name, self._shape, self._dtype, self._messages = name, shape, dtype, messages
-        self._size = 0
-        self.observer = None
-
-    def start(self) -> None: ...
-
-    def join(self) -> None: ...
-
-    def probe(self) -> bool:
-        return True
-
-    def send(self, data: Any) -> None:
-        if data.shape != self._shape:
-            raise AssertionError(
-                f"port {self._name}: expected data of shape {self._shape}, got {data.shape}"
-            )
-        if isinstance(data, csr_matrix):
-            data = find(data, explicit_zeros=True)[2]
-        self._messages.append(np.array(data, dtype=self._dtype))
-
-
-class ReceivePort(CspRecvPort):  # type: ignore[misc]
-    """The receiving end; an empty channel hands control to the scheduler."""
-
-    def __init__(self, name: str, shape: tuple[int, ...], dtype: Any, messages: deque[Any]) -> None:
-        self._name, self._shape, self._dtype, self._messages = name, shape, dtype, messages
-        self._size = 0
-        self._queue = _Queue(messages)
-        self.observer = None
-
-    def start(self) -> None: ...
-
-    def join(self) -> None: ...
-
-    def probe(self) -> bool:
-        return bool(self._messages)
-
-    def peek(self) -> Any:
-        self._wait()
-        return self._messages[0].copy()
-
-    def recv(self) -> Any:
-        if not self._messages:
-            self._wait()
-        return self._messages.popleft()
-
-    def _wait(self) -> None:
-        while not self._messages:
-            parent = getcurrent().parent
-            if parent is None:
-                raise RunFailed(
-                    f"port {self._name}",
-                    "expected a message, got an empty channel outside a run",
-                    "Send before receiving, then run",
-                )
-            parent.switch(self)
+from grasp_plugin.runtime.channels import POLL_S, channel
 
 
 class _Commands:
-    """Stands for the channel from the runtime service: tells async models when to stop."""
+    """Stands for the channel from the runtime service: tells async models when to end."""
 
     def __init__(self, runtime: InProcessRuntime) -> None:
         self._runtime = runtime
 
-    def start(self) -> None: ...
+    def start(self) -> None:
+        """Nothing to start."""
 
-    def join(self) -> None: ...
+    def join(self) -> None:
+        """Nothing to join."""
 
     def probe(self) -> bool:
         """Asked by an async model in its loop: let the others run, then answer."""
         parent = getcurrent().parent
-        if parent is not None and not self._runtime.stopping:
+        if parent is not None and not self._runtime.ending:
             parent.switch(None)
-        return self._runtime.stopping
+        return self._runtime.ending
 
     def peek(self) -> Any:
-        return MGMT_COMMAND.STOP
+        return MGMT_COMMAND.STOP if not self._runtime.pausing else MGMT_COMMAND.PAUSE
 
 
 class _Worker:
@@ -127,9 +60,10 @@ class _Worker:
 
     def __init__(self, process: Any, model: Any) -> None:
         self.process, self.model = process, model
-        self.port: ReceivePort | None = None
+        self.port: Any = None
         self.busy = False
         self._green = greenlet(self._loop)
+        self._thread = threading.get_ident()
         self._job: Callable[[], None] | None = None
 
     @property
@@ -142,10 +76,15 @@ class _Worker:
     def ready(self) -> bool:
         return self.busy and (self.port is None or self.port.probe())
 
+    def outside(self) -> bool:
+        """True if it waits on a pipe that another thread may serve."""
+        external = self.port is not None and self.port.external
+        return external and threading.active_count() > 1
+
     def resume(self) -> None:
         """Run until the job ends or waits; exceptions of the model come out here."""
-        if self._green.dead:
-            self._green = greenlet(self._loop)
+        if self._green.dead or self._thread != threading.get_ident():
+            self._green, self._thread = greenlet(self._loop), threading.get_ident()
         self._green.parent = getcurrent()
         self.port = self._green.switch()
 
@@ -170,10 +109,13 @@ class InProcessRuntime:
     """
 
     def __init__(self, executable: Any, process: Any) -> None:
-        self._is_started = self._is_running = False
-        self.stopping = self._failed = self._stopped = False
+        self._is_started = self._is_running = self._failed = self._stopped = False
+        self.ending = self.pausing = False
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
         self._executable = executable
-        _connect(executable)
+        self._owner = threading.get_ident()
+        _connect(executable, self._may_wait)
         self._workers: list[_Worker] = []
         self._home: dict[int, tuple[Any, str]] = {}
         self._shapes = {v.id: v.shape for p in executable.proc_builders for v in p.vars}
@@ -200,38 +142,71 @@ class InProcessRuntime:
     # what Process and Var call
 
     def start(self, condition: Any) -> None:
-        """Run for `RunSteps`, to completion; RunContinuous is refused (nothing would end it)."""
+        """Run for `RunSteps`, here if it blocks, else (and for `RunContinuous`) in a thread."""
+        self._settle()
         if self._stopped or self._failed:
             how = "stopped" if self._stopped else "failed in an earlier step"
-            raise RunFailed(
-                "runtime", f"expected a live runtime, got one that {how}", "Build again"
-            )
-        if not isinstance(condition, RunSteps):
+            raise RunFailed("runtime", f"expected a live runtime, got one that {how}", "Build anew")
+        if not isinstance(condition, (RunSteps, RunContinuous)):
             raise Refused(
                 "run",
-                f"expected RunSteps, got {type(condition).__name__}",
-                "In one process a run must end by itself: use RunSteps, repeatedly",
+                f"expected RunSteps or RunContinuous, got {type(condition).__name__}",
+                "Pass one of Lava's run conditions",
             )
+        steps = condition.num_steps if isinstance(condition, RunSteps) else None
         self._is_started = self._is_running = True
-        try:
-            self._run(condition.num_steps)
-        except BaseException:
-            self._failed = True
-            raise
-        finally:
-            self._is_running = False
+        self.ending = self.pausing = False
+        if isinstance(condition, RunSteps) and condition.blocking:
+            self._guarded(steps)
+            self._settle()
+        else:
+            self._thread = threading.Thread(target=self._guarded, args=(steps,), daemon=True)
+            self._thread.start()
 
     def wait(self) -> None:
-        """Runs are complete when `start` returns."""
+        """Wait for a run in a thread to end; its exception, if any, is raised here."""
+        if self._thread is not None:
+            self._thread.join()
+        self._settle()
 
     def pause(self) -> None:
-        """Runs are complete when `start` returns."""
+        """End a run in a thread after its current step; `start` may go on from there."""
+        self.pausing = True
+        self.wait()
 
     def stop(self) -> None:
         """End; a further run is an error. Safe to call twice."""
         if self._is_started:
             self._stopped = True
+        self.pausing = True
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        self._thread = None
         self._is_started = self._is_running = False
+
+    def _may_wait(self) -> bool:
+        """May the far end of a pipe wait? A run goes on, or another thread can start one."""
+        other = threading.get_ident() != self._owner
+        return not self._stopped and (self._is_running or other)
+
+    def _guarded(self, steps: int | None) -> None:
+        try:
+            self._run(steps)
+        except BaseException as error:
+            self._failed, self._error = True, error
+        finally:
+            self._is_running = False
+
+    def _settle(self) -> None:
+        """Forget a thread that has ended; raise what ended it."""
+        if self._thread is not None and not self._thread.is_alive():
+            self._thread.join()
+            self._thread = None
+        if self._thread is not None:
+            raise RunFailed("run", "expected no run in progress, got one", "Call pause() or wait()")
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
     def get_var(self, var_id: int, idx: Any = None) -> Any:
         """A copy of a Var as float64 in its declared shape (csr: values; str: ASCII codes)."""
@@ -271,6 +246,8 @@ class InProcessRuntime:
     def _home_of(self, var_id: int) -> tuple[Any, str]:
         if self._stopped:
             raise RunFailed("Var", "expected a live runtime, got a stopped one", "Read it before")
+        if self._is_running:
+            raise RunFailed("Var", "expected a paused run, got one in progress", "pause() first")
         if var_id not in self._home:
             raise RunFailed(
                 f"Var {var_id}", "expected a Var that its model implements, got none", "Check it"
@@ -286,18 +263,30 @@ class InProcessRuntime:
 
     # scheduling
 
-    def _run(self, steps: int) -> None:
-        self.stopping = False
+    def _run(self, steps: int | None) -> None:
+        """All steps, or until a pause where `steps` is None."""
         for worker in self._async:
-            worker.model.num_steps = steps
+            worker.model.num_steps = steps if steps is not None else sys.maxsize
             worker.give(worker.model.run_async)
-        for _ in range(steps):
-            if self._loihi and self._one_step():
+        done = 0
+        while self._loihi and (steps is None or done < steps) and not self.pausing:
+            if self._one_step():
                 break
+            done += 1
         self._serve_var_ports()
-        if self._loihi:
-            self.stopping = True
-        self._drain(self._async)
+        if self._async:
+            self._finish_async(steps)
+
+    def _finish_async(self, steps: int | None) -> None:
+        """Let async models end by themselves, or at the end of the others or a pause."""
+        if self._loihi and steps is not None:
+            self.ending = True
+        while any(w.busy for w in self._async):
+            self.ending = self.ending or self.pausing
+            if steps is not None:
+                return self._drain(self._async)
+            self._pass(self._async)
+        return None
 
     def _one_step(self) -> bool:
         """One time step of all Loihi models; True if a model asked for a pause or stop."""
@@ -331,18 +320,25 @@ class InProcessRuntime:
         waiting = list(workers)
         background = [w for w in self._async if w not in workers]
         while waiting:
-            progress = False
-            for worker in [*waiting, *background]:
-                if worker.ready():
-                    progress = True
-                    self._resume(worker)
+            progress = self._pass([*waiting, *background])
             finished += [w for w in waiting if not w.busy]
             waiting = [w for w in waiting if w.busy]
             if serve:
                 progress = self._serve_var_ports() or progress
             if waiting and not progress:
-                raise self._deadlock(waiting)
+                if self.pausing or not any(w.outside() for w in waiting):
+                    raise self._deadlock(waiting)
+                time.sleep(POLL_S)
         workers[:] = finished
+
+    def _pass(self, workers: list[_Worker]) -> bool:
+        """Resume each worker that can go on, once; True if there was one."""
+        progress = False
+        for worker in workers:
+            if worker.ready():
+                progress = True
+                self._resume(worker)
+        return progress
 
     def _resume(self, worker: _Worker) -> None:
         try:
@@ -425,42 +421,40 @@ def _interrupted(model: Any, asked: set[str]) -> bool:
     return False
 
 
-def _connect(executable: Any) -> None:
+def _connect(executable: Any, alive: Callable[[], bool]) -> None:
     """A deque for every channel of the executable, its two ends given to the builders."""
     builders = executable.proc_builders
-    for channel in executable.channel_builders or ():
-        if not isinstance(channel, ChannelBuilderMp):
+    for built in executable.channel_builders or ():
+        if not isinstance(built, ChannelBuilderMp):
             raise Refused(
-                type(channel).__name__,
+                type(built).__name__,
                 "expected channels between Python models, got another kind",
                 "Run this graph with Lava's own runtime",
             )
-        source, target = channel.src_port_initializer, channel.dst_port_initializer
-        send, receive = _channel(source.name, target.name, source.shape, source.d_type)
-        builders[channel.src_process].set_csp_ports([send])
-        builders[channel.dst_process].set_csp_ports([receive])
-        port_id = create_port_id(channel.src_process.id, source.name)
-        builders[channel.dst_process].add_csp_port_mapping(port_id, receive)
+        source, target = built.src_port_initializer, built.dst_port_initializer
+        send, receive = channel(source.name, target.name, source.shape, source.d_type)
+        builders[built.src_process].set_csp_ports([send])
+        builders[built.dst_process].set_csp_ports([receive])
+        port_id = create_port_id(built.src_process.id, source.name)
+        builders[built.dst_process].add_csp_port_mapping(port_id, receive)
     for process, builder in builders.items():
-        for name, port in builder.py_ports.items():
-            _connect_pipe(builder, getattr(process, name), name, port)
+        for name, declared in builder.py_ports.items():
+            _connect_pipe(builder, getattr(process, name), name, declared, alive)
 
 
-def _connect_pipe(builder: Any, port: Any, name: str, declared: Any) -> None:
+def _connect_pipe(
+    builder: Any, port: Any, name: str, declared: Any, alive: Callable[[], bool]
+) -> None:
     """The outer end of an Injector's or Extractor's pipe."""
     if not port.external_pipe_flag:
         return
-    send, receive = _channel(name, name, declared.shape, declared.d_type)
+    limit = port.external_pipe_buffer_size
+    send, receive = channel(name, name, declared.shape, declared.d_type, limit)
     if isinstance(port, InPort):
+        send.alive = alive
         builder.set_csp_ports([receive])
         port.external_pipe_csp_send_port = send
     else:
+        receive.alive = alive
         builder.set_csp_ports([send])
         port.external_pipe_csp_recv_port = receive
-
-
-def _channel(
-    source: str, target: str, shape: tuple[int, ...], dtype: Any
-) -> tuple[SendPort, ReceivePort]:
-    messages: deque[Any] = deque()
-    return SendPort(source, shape, dtype, messages), ReceivePort(target, shape, dtype, messages)

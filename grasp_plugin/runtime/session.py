@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from grasp_plugin.errors import Invalid, RunFailed
-from grasp_plugin.network.network import Network
+from grasp_plugin.errors import Invalid, Refused, RunFailed
+from grasp_plugin.network.network import Network, Population
 
 Floats = npt.NDArray[np.float64]
 Spikes: TypeAlias = "npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]]"
@@ -174,6 +174,29 @@ def as_batches(network: Network, spikes: Spikes) -> tuple[dict[str, Floats], boo
         shapes = {name: a.shape for name, a in given.items()}
         raise Invalid("spikes", f"expected one time and batch size, got {shapes}", "Pad the inputs")
     return out, batched.pop()
+
+
+def require_whole_numbers(network: Network, inputs: Mapping[str, Floats]) -> None:
+    """Integers take integers.
+
+    Raises:
+        Refused: a fraction where the network is in Loihi integers.
+    """
+    if network.precision != "loihi":
+        return
+    for name, array in inputs.items():
+        if np.any(array != np.round(array)):
+            raise Refused(
+                name,
+                f"expected whole numbers on Loihi, got {array[array != np.round(array)][0]}",
+                "Encode the input as spikes or counts, or run in float",
+            )
+
+
+def in_float_units(p: Population, v: Any) -> Floats:
+    """A membrane of `p`, float or in integers of 1 / (64 scale), as the voltage of the NIR node."""
+    scale = 1.0 if p.scale is None else 64.0 * p.scale
+    return np.asarray(v, np.float64) / scale + p.v_offset
 
 
 def _unbatched(recording: Recording) -> Recording:

@@ -81,7 +81,8 @@ def test_the_studys_formulas_by_hand() -> None:
     assert p.v_th.tolist() == [int(4.0 * p.scale)] * 2
     assert p.du.tolist() == [4095] * 2
     assert p.dv.tolist() == [410] * 2
-    assert 64 * p.scale * 4.0 * 8 <= 2**23 < 64 * (2 * p.scale) * 4.0 * 8  # the largest e
+    reach = max(8 * 4.0, 1.0 / 0.1)  # eight thresholds, or all inhibition at once for ever
+    assert 64 * p.scale * reach <= 2**23 < 64 * (2 * p.scale) * reach  # the largest e
 
 
 def test_single_sign_weights_keep_eight_bits() -> None:

@@ -1,0 +1,198 @@
+"""The equations of `neurons.lif` and `lif_fixed` as one compiled loop over a packed network.
+
+A packed network (see `network.packed`) holds all neurons in one axis, in evaluation order, and
+all synapses as rows of outgoing weights, so that only the rows of sources that are not zero are
+touched: per step the work is the number of active synapses, not the number of synapses.
+
+Every function is compiled by Numba on first use and cached on disk. No fast-math: sums and products
+are IEEE, in the order written.
+"""
+
+# mypy: disallow-untyped-defs=False
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+RESET_CODES = {
+    None: 0, "value": 1, "subtract-delayed": 2, "subtract-immediate": 3, "snntorch-nodelay": 4,
+    "refractory1": 5, "none": 6,
+}  # fmt: skip
+UV_MAX = 2**23
+
+jit = numba.njit(cache=True, nogil=True, inline="never")
+
+
+@jit
+def gather(t, depth, history, synapses, dense, data, target, indptr, acc):
+    """acc[targets] += weights of all active sources of one projection.
+
+    synapses: (source start, sources, target start, targets, delay, exponent, offset, is_dense).
+    Dense rows lie in `dense[offset:]`, one a source; sparse ones in `data`, `target`, by `indptr`.
+    """
+    start, sources, first, targets, delay, offset = (
+        synapses[0], synapses[1], synapses[2], synapses[3], synapses[4], synapses[6],
+    )  # fmt: skip
+    row = history[(t - delay) % depth]
+    if synapses[7]:
+        for j in range(sources):
+            x = row[start + j]
+            if x != 0:
+                at = offset + j * targets
+                if x == 1:
+                    for i in range(targets):
+                        acc[first + i] += dense[at + i]
+                else:
+                    for i in range(targets):
+                        acc[first + i] += dense[at + i] * x
+    else:
+        for j in range(sources):
+            x = row[start + j]
+            if x != 0:
+                for k in range(indptr[offset + j], indptr[offset + j + 1]):
+                    acc[first + target[k]] += data[k] * x
+
+
+@jit
+def neuron_float(a, u, v, s, du, dv, v_th, drive, reset):
+    """`lif.step` for one neuron: (output, u, v)."""
+    u = (1 - du) * u + a
+    m = (1 - dv) * v + u + drive
+    if reset == 0:
+        return m, u, m
+    threshold = v_th
+    if reset == 2:
+        m = m - s * v_th
+    elif reset == 5:
+        m = (1 - s) * m
+    elif reset == 4 and v - v_th > 0:
+        threshold = v_th * 2.0
+    spike = 1.0 if m - threshold > 0 else 0.0
+    if reset == 1 or reset == 5:
+        v = m - spike * m
+    elif reset == 3 or reset == 4:
+        v = m - spike * v_th
+    else:
+        v = m
+    return spike, u, v
+
+
+@jit
+def truncated(x, decay):
+    """x (4096 - decay) / 4096 toward zero."""
+    product = x * (4096 - decay)
+    return -((-product) >> 12) if product < 0 else product >> 12
+
+
+@jit
+def neuron_fixed(a, u, v, s, du, dv, v_th, drive, reset):
+    """`lif_fixed.step_fixed` for one neuron: (output, u, v)."""
+    u = truncated(u, du + 1) + (a << 6)
+    if u > UV_MAX:
+        u = u - 2 * UV_MAX
+    elif u <= -UV_MAX:
+        u = u + 2 * UV_MAX
+    theta = v_th << 6
+    m = truncated(v, dv) + u + drive
+    if reset == 2:
+        m = m - s * theta
+    m = min(max(m, 1 - UV_MAX), UV_MAX - 1)
+    if reset == 0:
+        return m, u, m
+    threshold = theta
+    if reset == 5 and s > 0:
+        m = 0
+    elif reset == 4 and v > theta:
+        threshold = 2 * theta
+    spike = 1 if m > threshold else 0
+    if reset == 1 or reset == 5:
+        v = 0 if spike else m
+    elif reset == 3 or reset == 4:
+        v = m - spike * theta
+    else:
+        v = m
+    return spike, u, v
+
+
+@jit
+def advance_float(
+    t0, x, out, membrane, history, u, v, s, parameters, resets, populations, synapses, biases,
+    bias_value, dense, data, target, indptr,
+):  # fmt: skip
+    """Run len(x) steps from step t0.
+
+    x: inputs (time, input neurons); out and membrane: (time, neurons), membrane may be empty;
+    history: (depth, input neurons + neurons), zero before the first step; parameters: (4, neurons),
+    du, dv, v_th, drive; populations: (start, end, first synapse, last, first bias, last) each.
+    """
+    depth, inputs = history.shape[0], x.shape[1]
+    acc = np.zeros(u.size)
+    for step in range(x.shape[0]):
+        t = t0 + step
+        now = history[t % depth]
+        now[:inputs] = x[step]
+        for p in range(populations.shape[0]):
+            start, end = populations[p, 0], populations[p, 1]
+            acc[start:end] = 0
+            for k in range(populations[p, 2], populations[p, 3]):
+                if t >= synapses[k, 4]:
+                    gather(t, depth, history, synapses[k], dense, data, target, indptr, acc)
+            for b in range(populations[p, 4], populations[p, 5]):
+                if t >= biases[b, 0]:
+                    acc[start:end] += bias_value[biases[b, 1] : biases[b, 1] + end - start]
+            for n in range(start, end):
+                y, u[n], v[n] = neuron_float(
+                    acc[n], u[n], v[n], s[n], parameters[0, n], parameters[1, n],
+                    parameters[2, n], parameters[3, n], resets[p],
+                )  # fmt: skip
+                s[n] = y
+                now[inputs + n] = y
+                out[step, n] = y
+        if membrane.shape[0]:
+            membrane[step] = v
+
+
+@jit
+def shifted(value, exponent):
+    """value 2^exponent as Lava shifts the accumulated sum (floor for negative exponents)."""
+    return value << exponent if exponent > 0 else value >> -exponent
+
+
+@jit
+def advance_fixed(
+    t0, x, out, membrane, history, u, v, s, parameters, resets, populations, synapses, biases,
+    bias_value, dense, data, target, indptr, saturated,
+):  # fmt: skip
+    """`advance_float` in Loihi's integers; counts membranes at their limit in `saturated`."""
+    depth, inputs = history.shape[0], x.shape[1]
+    acc, part = np.zeros(u.size, np.int64), np.zeros(u.size, np.int64)
+    for step in range(x.shape[0]):
+        t = t0 + step
+        now = history[t % depth]
+        now[:inputs] = x[step]
+        for p in range(populations.shape[0]):
+            start, end = populations[p, 0], populations[p, 1]
+            acc[start:end] = 0
+            for k in range(populations[p, 2], populations[p, 3]):
+                if t >= synapses[k, 4]:
+                    part[start:end] = 0
+                    gather(t, depth, history, synapses[k], dense, data, target, indptr, part)
+                    for n in range(start, end):
+                        acc[n] += shifted(part[n], synapses[k, 5])
+            for b in range(populations[p, 4], populations[p, 5]):
+                if t >= biases[b, 0]:
+                    for n in range(start, end):
+                        acc[n] += shifted(bias_value[biases[b, 1] + n - start], biases[b, 2])
+            for n in range(start, end):
+                y, u[n], v[n] = neuron_fixed(
+                    acc[n], u[n], v[n], s[n], parameters[0, n], parameters[1, n],
+                    parameters[2, n], parameters[3, n], resets[p],
+                )  # fmt: skip
+                s[n] = y
+                now[inputs + n] = y
+                out[step, n] = y
+                if abs(v[n]) >= UV_MAX - 1:
+                    saturated[p] += 1
+        if membrane.shape[0]:
+            membrane[step] = v

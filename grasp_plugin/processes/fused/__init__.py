@@ -1,0 +1,1 @@
+"""A whole `Network` as one leaf Process."""
