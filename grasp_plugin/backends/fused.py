@@ -10,6 +10,7 @@ import numpy as np
 
 from grasp_plugin.network.network import Network
 from grasp_plugin.network.packed import PackedState, advance, pack
+from grasp_plugin.network.weights import Array
 from grasp_plugin.runtime.session import (
     Floats,
     Recording,
@@ -41,7 +42,6 @@ class FusedSession(Session):
             for what in ("spikes", *record)
         }
         saturated = np.zeros(len(populations), np.int64)
-        self._states = [PackedState(packed) for _ in range(batch)]
         for b in tqdm(range(batch), disable=not progress, desc="fused", leave=False):
             x = np.concatenate([inputs[name][:, b] for name in packed.input_slices], axis=1)
             out, membrane, limits = advance(packed, self._states[b], x, bool(record))
@@ -66,6 +66,27 @@ class FusedSession(Session):
 
     def weights(self) -> dict[str, Floats]:
         return self.network.weights()
+
+    def _rest(self, batch: int) -> None:
+        self._states = [PackedState(self._packed) for _ in range(batch)]
+
+    def _state_arrays(self) -> dict[str, Array]:
+        return {
+            key: np.stack([getattr(s, key) for s in self._states])
+            for key in ("u", "v", "s", "history")
+        }
+
+    def _set_state_arrays(self, arrays: dict[str, Array], batch: int) -> None:
+        self._states = [
+            PackedState(
+                self._packed, **{k: a[b].copy() for k, a in arrays.items()}, step=self.steps
+            )
+            for b in range(batch)
+        ]
+
+    def _set_weights(self, weights: dict[str, Array]) -> None:
+        self.network = self.network.with_weights(weights)
+        self._packed = pack(self.network)
 
     def state(self) -> dict[str, dict[str, Floats]]:
         states = self._states or [PackedState(self._packed)]

@@ -14,6 +14,7 @@ from grasp_plugin.errors import Refused
 from grasp_plugin.network import weights as W
 from grasp_plugin.network.network import Network, Population
 from grasp_plugin.network.schedule import arrival_steps
+from grasp_plugin.network.weights import Array
 from grasp_plugin.neurons.lif_fixed import UV_MAX
 from grasp_plugin.runtime.lava_import import kept_logging, require_lava
 from grasp_plugin.runtime.session import (
@@ -24,7 +25,8 @@ from grasp_plugin.runtime.session import (
     require_whole_numbers,
 )
 
-STATE = ("u", "v", "s", "age", "a_buff", "buffer", "refractory_period_end")
+ABSOLUTE = "refractory_period_end"  # in Lava's own time steps
+STATE = ("u", "v", "s", "age", "a_buff", "buffer", ABSOLUTE)
 
 
 class LavaSession(Session):
@@ -43,6 +45,7 @@ class LavaSession(Session):
         self._arrival = arrival_steps(network)
         self._graph: _Graph | None = None
         self._state: dict[str, dict[str, Floats]] | None = None
+        self._snapshots: list[dict[str, Array]] = []
         self._compiled(steps=1)  # refuse at build time what cannot be laid out
 
     def records(self) -> tuple[str, ...]:
@@ -73,7 +76,10 @@ class LavaSession(Session):
         saturated = dict.fromkeys(names, 0)
         for b in tqdm(range(batch), disable=not progress, desc="lava", leave=False):
             sample = {name: array[:, b] for name, array in inputs.items()}
-            voltages = graph.run(sample, self._arrival, steps, states, bool(record))
+            graph.put(self._snapshots[b])
+            voltages, self._snapshots[b] = graph.run(
+                sample, self._arrival, steps, states, bool(record)
+            )
             for n in names:
                 first = self._arrival[n]
                 if voltages:
@@ -100,6 +106,28 @@ class LavaSession(Session):
             shaped.get("membrane", {}),
             saturated={n: count for n, count in saturated.items() if count},
         )
+
+    def _rest(self, batch: int) -> None:
+        self._snapshots = [{} for _ in range(batch)]
+
+    def _state_arrays(self) -> dict[str, Array]:
+        return {
+            f"{b}/{name}": value
+            for b, snapshot in enumerate(self._snapshots)
+            for name, value in snapshot.items()
+        }
+
+    def _set_state_arrays(self, arrays: dict[str, Array], batch: int) -> None:
+        self._snapshots = [{} for _ in range(batch)]
+        for path, value in arrays.items():
+            b, _, name = path.partition("/")
+            self._snapshots[int(b)][name] = value
+
+    def _set_weights(self, weights: dict[str, Array]) -> None:
+        self.network = self.network.with_weights(weights)
+        if self._graph is not None:
+            self._graph.stop()
+            self._graph = None
 
     def weights(self) -> dict[str, Floats]:
         if self._graph is None:
@@ -169,15 +197,30 @@ class _Graph:
             for runtime, part in zip(self._runtimes, _connected_parts(processes), strict=True)
             for p in part
         }
-        self._initial = [
-            (model, name, getattr(model, name).copy())
-            for model in self._models.values()
-            for name in model.var_id_to_var_map.values()
+        self._stateful = [
+            (f"{i}.{name}", self.model(process), name)
+            for i, process in enumerate(self._layout.processes())
+            for name in sorted(self.model(process).var_id_to_var_map.values())
             if name in STATE
         ]
+        self._rest = self.take()
 
     def model(self, process: Any) -> Any:
         return self._models[id(process)]
+
+    def take(self) -> dict[str, Array]:
+        """A copy of all state. LIFRefractory's absolute step is kept relative to now."""
+        return {
+            key: np.array(getattr(model, name)) - (model.time_step if name == ABSOLUTE else 0)
+            for key, model, name in self._stateful
+        }
+
+    def put(self, snapshot: dict[str, Array]) -> None:
+        """Set all state to what `take` gave; empty: to rest."""
+        for key, model, name in self._stateful:
+            value = (snapshot or self._rest)[key]
+            now = model.time_step if name == ABSOLUTE else 0
+            setattr(model, name, (value + now).astype(value.dtype))
 
     def run(
         self,
@@ -186,14 +229,13 @@ class _Graph:
         steps: int,
         states: dict[str, dict[str, list[Floats]]],
         membrane: bool,
-    ) -> dict[str, Floats]:
-        """Run one sample from rest, appending each population's state at its last network step.
+    ) -> tuple[dict[str, Floats], dict[str, Array]]:
+        """Run one sample, appending each population's state at its last network step.
 
-        Returns the raw membranes (Lava step, neuron) where asked for, and always in integers, so
-        that saturation can be counted.
+        Returns the raw membranes (Lava step, neuron), empty unless asked for or needed to count
+        saturation in integers, and the snapshot from which the next steps go on: that of the Lava
+        step at which the input ended, before the later layers caught up.
         """
-        for model, name, value in self._initial:
-            setattr(model, name, value.copy())
         for name, source in self._sources.items():
             if id(source) in self._models:
                 data = self.model(source).data
@@ -202,12 +244,14 @@ class _Graph:
         names = [p.name for p in self.network.populations]
         traces: dict[str, list[Floats]] = {n: [] for n in names}
         every = membrane or self.fixed
-        ends = sorted({steps + arrival[n] for n in names})
+        ends = sorted({steps, *(steps + arrival[n] for n in names)})
         stops = range(1, self.length + 1) if every else ends
-        done = 0
+        done, snapshot = 0, {}
         for stop in stops:
             self._advance(stop - done)
             done = stop
+            if stop == steps:
+                snapshot = self.take()
             for n in names:
                 if every:
                     traces[n].append(self.model(self._layout.neurons[n]).v.copy())
@@ -215,7 +259,7 @@ class _Graph:
                     states[n]["v"].append(self.voltage(n))
                     states[n]["u"].append(self.current(n))
         self._advance(self.length - done)
-        return {n: np.stack(v) for n, v in traces.items()} if every else {}
+        return {n: np.stack(v) for n, v in traces.items()} if every else {}, snapshot
 
     def _advance(self, steps: int) -> None:
         from lava.magma.core.run_conditions import RunSteps

@@ -17,7 +17,7 @@ from torch.nn import functional
 from grasp_plugin.errors import Refused
 from grasp_plugin.network import weights as W
 from grasp_plugin.network.network import Network, Population, Projection
-from grasp_plugin.network.weights import Conv
+from grasp_plugin.network.weights import Array, Conv
 from grasp_plugin.neurons import lif
 from grasp_plugin.runtime.session import Floats, Recording, Session
 
@@ -223,7 +223,7 @@ class TorchSession(Session):
         super().__init__(network)
         self.module = TorchNetwork(network, dtype).to(device)
         self._device = device
-        self._state: State | None = None
+        self._state: State = self.module.initial_state(1)
 
     def records(self) -> tuple[str, ...]:
         return ("membrane", "margin")
@@ -242,9 +242,10 @@ class TorchSession(Session):
             for what in ("spikes", *record)
         }
         with torch.no_grad():
-            state = module.initial_state(batch)
+            state = self._state
             for t in tqdm(range(steps), disable=not progress, desc="torch", leave=False):
-                out, state, margin = module.step(t, {n: x[t] for n, x in tensors.items()}, state)
+                now = {n: x[t] for n, x in tensors.items()}
+                out, state, margin = module.step(self.steps + t, now, state)
                 for p in populations:
                     kept["spikes"][p.name][t] = out[p.name].cpu().numpy()
                     if "membrane" in record:
@@ -267,8 +268,37 @@ class TorchSession(Session):
     def weights(self) -> dict[str, Floats]:
         return self.module.weights()
 
+    def _rest(self, batch: int) -> None:
+        self._state = self.module.initial_state(batch)
+
+    def _state_arrays(self) -> dict[str, Array]:
+        out = {
+            f"{name}/{key}": value.cpu().numpy()
+            for name, state in self._state["populations"].items()
+            for key, value in state.items()
+        }
+        for name, past in self._state["past"].items():
+            out |= {f"{name}/past{i}": value.cpu().numpy() for i, value in enumerate(past)}
+        return out
+
+    def _set_state_arrays(self, arrays: dict[str, Array], batch: int) -> None:
+        state: State = {"populations": {p.name: {} for p in self.network.populations}, "past": {}}
+        for path in sorted(arrays, key=lambda p: (p.rpartition("/")[0], len(p), p)):
+            name, _, key = path.rpartition("/")
+            value = torch.as_tensor(arrays[path], device=self._device)
+            if key.startswith("past"):
+                state["past"].setdefault(name, []).append(value)
+            else:
+                state["populations"][name][key] = value
+        self._state = state
+
+    def _set_weights(self, weights: dict[str, Array]) -> None:
+        with torch.no_grad():
+            for i, k in enumerate(self.network.projections):
+                getattr(self.module, f"weight_{i}").copy_(torch.as_tensor(weights[k.name]))
+
     def state(self) -> dict[str, dict[str, Floats]]:
-        state = self._state or self.module.initial_state(1)
+        state = self._state
         return {p.name: _visible(p, state["populations"][p.name]) for p in self.network.populations}
 
 

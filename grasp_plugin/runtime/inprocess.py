@@ -422,9 +422,13 @@ def _interrupted(model: Any, asked: set[str]) -> bool:
 
 
 def _connect(executable: Any, alive: Callable[[], bool]) -> None:
-    """A deque for every channel of the executable, its two ends given to the builders."""
+    """A deque for every channel of the executable, its two ends given to the builders.
+
+    In the order in which the sending Processes were made: Lava's compiler orders channels by
+    chance, and with it the order in which a port with three or more senders adds floats.
+    """
     builders = executable.proc_builders
-    for built in executable.channel_builders or ():
+    for built in sorted(executable.channel_builders or (), key=_creation):
         if not isinstance(built, ChannelBuilderMp):
             raise Refused(
                 type(built).__name__,
@@ -440,6 +444,10 @@ def _connect(executable: Any, alive: Callable[[], bool]) -> None:
     for process, builder in builders.items():
         for name, declared in builder.py_ports.items():
             _connect_pipe(builder, getattr(process, name), name, declared, alive)
+
+
+def _creation(built: Any) -> tuple[int, int]:
+    return built.src_process.id, built.dst_process.id
 
 
 def _connect_pipe(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from grasp_plugin.errors import Invalid, Refused, RunFailed
 from grasp_plugin.network.network import Network, Population
+from grasp_plugin.runtime.checkpoint import load_arrays, save_arrays
 
 Floats = npt.NDArray[np.float64]
 Spikes: TypeAlias = "npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]]"
@@ -50,33 +52,48 @@ class Recording:
 class Session(ABC):
     """A network that has been built for one back end; a context manager.
 
-    `run` starts from rest each time. After `close` every call raises `RunFailed`.
+    `run` starts from rest unless told to resume. After `close` every call raises `RunFailed`.
     """
 
     network: Network
 
     def __init__(self, network: Network) -> None:
         self.network = network
+        self.steps = 0  # network steps since rest
+        self._batch = 0
         self._closed = False
 
     def run(
-        self, spikes: Spikes, record: tuple[str, ...] = (), progress: bool = False
+        self,
+        spikes: Spikes,
+        record: tuple[str, ...] = (),
+        progress: bool = False,
+        resume: bool = False,
     ) -> Recording:
-        """Run the network from rest on an input.
+        """Run the network on an input, from rest or from where the last run ended.
 
         Args:
             spikes: (time, neuron...) or (time, batch, neuron...); for a network with several inputs
                 a mapping of input name to such an array, all with the same time and batch.
             record: any of "membrane" and, on torch, "margin".
             progress: show a progress bar.
+            resume: go on from the state that the last run or `load` left; two runs then equal one
+                run on both inputs, bit for bit. The batch must be the same.
 
         Raises:
             Invalid: wrong shape, NaN, or an unknown input or record.
             RunFailed: the session is closed, or the back end failed.
         """
-        if self._closed:
-            raise RunFailed("session", "expected an open session, got a closed one", "Build again")
+        self._require_open()
         inputs, batched = as_batches(self.network, spikes)
+        batch = next(iter(inputs.values())).shape[1]
+        if resume and self.steps and batch != self._batch:
+            raise Invalid(
+                "spikes", f"expected the batch of {self._batch} to resume, got {batch}", "Run anew"
+            )
+        if not resume or not self.steps:
+            self.steps, self._batch = 0, batch
+            self._rest(batch)
         unknown = set(record) - set(self.records())
         if unknown:
             raise Invalid(
@@ -85,6 +102,7 @@ class Session(ABC):
                 "Leave it out or use another back end",
             )
         recording = self._run(inputs, record, progress)
+        self.steps += next(iter(inputs.values())).shape[0]
         return recording if batched else _unbatched(recording)
 
     @abstractmethod
@@ -107,6 +125,70 @@ class Session(ABC):
         v includes the voltage that v = 0 stands for (the NIR node's v_reset).
         """
 
+    @abstractmethod
+    def _rest(self, batch: int) -> None:
+        """Put the state of `batch` samples to rest."""
+
+    @abstractmethod
+    def _state_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Everything that a resumed run needs beside weights and step count."""
+
+    @abstractmethod
+    def _set_state_arrays(self, arrays: dict[str, npt.NDArray[Any]], batch: int) -> None: ...
+
+    @abstractmethod
+    def _set_weights(self, weights: dict[str, npt.NDArray[Any]]) -> None: ...
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write weights, state and step count to one file (safetensors and JSON, no pickle).
+
+        The file is complete or the old one is left: it is moved into place when it is written.
+
+        Raises:
+            Invalid: the folder cannot be written.
+            RunFailed: the session is closed.
+        """
+        self._require_open()
+        arrays = {f"weights/{name}": value for name, value in self.weights().items()}
+        if self.steps:
+            arrays |= {f"state/{name}": value for name, value in self._state_arrays().items()}
+        facts = {"network": self._fingerprint(), "steps": self.steps, "batch": self._batch}
+        save_arrays(path, arrays, facts)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Take up what `save` wrote on this back end and network; `run(..., resume=True)` goes on.
+
+        Raises:
+            Invalid: not a checkpoint, or one of another back end or network.
+            RunFailed: the session is closed.
+        """
+        self._require_open()
+        arrays, facts = load_arrays(path)
+        expected = self._fingerprint()
+        if facts.get("network") != expected:
+            raise Invalid(
+                str(path),
+                f"expected a checkpoint of {expected}, got one of {facts.get('network')}",
+                "Load it into a session of the network and back end that saved it",
+            )
+        self._set_weights(_below("weights/", arrays))
+        self.steps, self._batch = int(facts["steps"]), int(facts["batch"])
+        if self.steps:
+            self._set_state_arrays(_below("state/", arrays), self._batch)
+
+    def _fingerprint(self) -> list[str]:
+        """Back end, precision, populations and projections, as text."""
+        network = self.network
+        return [
+            f"{type(self).__name__} {network.precision} dt {network.dt_s}",
+            *(f"{p.name} {p.node} {p.shape} {p.reset}" for p in network.populations),
+            *(f"{k.name} {tuple(k.weight.shape)}" for k in network.projections),
+        ]
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise RunFailed("session", "expected an open session, got a closed one", "Build again")
+
     def close(self) -> None:
         """Release what the session holds; safe to call twice."""
         self._closed = True
@@ -121,6 +203,10 @@ class Session(ABC):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _below(prefix: str, arrays: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
 
 def as_batches(network: Network, spikes: Spikes) -> tuple[dict[str, Floats], bool]:
