@@ -1,47 +1,119 @@
-"""Import Lava where it is used, say what to do where it is not there, and undo its side effects."""
+"""Import Lava where it is used, on Python 3.10 to 3.13, and undo its side effects.
+
+lava-nc 0.10 is pinned to Python below 3.11 and NumPy below 2, and Lava is archived. What stands in
+the way on newer versions is little, and is put right here, in memory, without touching its files:
+
+* Python 3.11+ refuses the unhashable default `ByteEncoder()` of `lava.magma.compiler.var_model`;
+* NumPy 2.1+ has no `np.reshape(newshape=...)`, which `ReshapePort` uses.
+
+On 3.11 and later the user installs it knowingly, since pip respects the pin:
+
+    pip install --ignore-requires-python --no-deps lava-nc==0.10.0
+    pip install asteval networkx greenlet
+
+Importing Lava also sets multiprocessing's start method, and every Lava Process adds a handler to
+the root logger; neither survives here.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import importlib
 import importlib.util
 import logging
 import multiprocessing
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
+
+import numpy as np
 
 from grasp_plugin.errors import Refused
 
+INSTALL = (
+    "On Python 3.10: pip install 'grasp-plugin[lava]'. On 3.11 and later: pip install "
+    "--ignore-requires-python --no-deps lava-nc==0.10.0; pip install asteval networkx greenlet"
+)
+
 
 def have_lava() -> bool:
-    """True if lava-nc is installed for this Python (it is not imported to find out)."""
+    """True if lava-nc and greenlet are installed (they are not imported to find out)."""
+    return _found("lava.magma") and _found("greenlet")
+
+
+def _found(package: str) -> bool:
     try:
-        return importlib.util.find_spec("lava.magma") is not None
+        return importlib.util.find_spec(package) is not None
     except ModuleNotFoundError:
         return False
 
 
 def require_lava(module: str = "lava.magma.core.process.process") -> ModuleType:
-    """Import a module of Lava.
+    """Import a module of Lava, after mending what newer Pythons and NumPys need.
 
     Raises:
-        Refused: Lava or greenlet is not installed for this Python; the remedy says how.
+        Refused: Lava or greenlet is not installed, or its import fails; the remedy says what to do.
     """
     for package, name in (("lava.magma", "lava-nc"), ("greenlet", "greenlet")):
-        try:
-            found = importlib.util.find_spec(package) is not None
-        except ModuleNotFoundError:
-            found = False
-        if not found:
+        if not _found(package):
             version = ".".join(str(n) for n in sys.version_info[:2])
             raise Refused(
                 "backend 'lava'",
                 f"expected the package {name}, got none on Python {version}",
-                "Install it on Python 3.10: pip install 'grasp-plugin[lava]'",
+                INSTALL,
             )
-    with kept_logging(), _kept_start_method():
-        return importlib.import_module(module)
+    try:
+        with kept_logging(), _kept_start_method():
+            with _hashable_byte_encoder():
+                importlib.import_module("lava.magma.compiler.var_model")
+            _mend_reshape(importlib.import_module("lava.magma.core.process.ports.ports"))
+            return importlib.import_module(module)
+    except ImportError as error:
+        raise Refused(
+            "backend 'lava'", f"expected Lava to import, got {type(error).__name__}: {error}",
+            f"Install what is missing. {INSTALL}",
+        ) from error  # fmt: skip
+
+
+@contextmanager
+def _hashable_byte_encoder() -> Iterator[None]:
+    """Let dataclasses accept Lava's default `ByteEncoder()`, as Python 3.10 did."""
+    if sys.version_info < (3, 11) or "lava.magma.compiler.var_model" in sys.modules:
+        yield
+        return
+    original: Any = dataclasses.dataclass
+
+    def patched(cls: type | None = None, /, **options: Any) -> Any:
+        if cls is None:
+            return lambda c: patched(c, **options)
+        if cls.__name__ == "ByteEncoder":
+            options["unsafe_hash"] = True
+        return original(cls, **options)
+
+    dataclasses.dataclass = patched
+    try:
+        yield
+    finally:
+        dataclasses.dataclass = original
+
+
+def _mend_reshape(ports: Any) -> None:
+    """Give ReshapePort a reshape that every NumPy has."""
+    if np.lib.NumpyVersion(np.__version__) < "2.1.0":
+        return
+
+    def reshaped(shape: tuple[int, ...]) -> Callable[[Any], Any]:
+        return functools.partial(_reshape, shape)
+
+    ports.ReshapePort.get_transform_func_fwd = lambda self: reshaped(self.shape)
+    ports.ReshapePort.get_transform_func_bwd = lambda self: reshaped(self.old_shape)
+
+
+def _reshape(shape: tuple[int, ...], data: Any) -> Any:
+    return np.reshape(data, shape)
 
 
 @contextmanager
