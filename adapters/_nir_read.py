@@ -411,8 +411,9 @@ def _counts(name: str, value: Any, kind: str) -> Any:
 
 
 def _is_old(version: str) -> bool:
+    """Before 0.3; `0.1.dev247` is what a checkout without tags calls itself, and says no age."""
     found = re.match(r"v?(\d+)\.(\d+)", version)
-    return found is not None and (int(found[1]), int(found[2])) < (0, 3)
+    return found is not None and ".dev" not in version and (int(found[1]), int(found[2])) < (0, 3)
 
 
 def _old_format(error: Invalid, version: str) -> Invalid:

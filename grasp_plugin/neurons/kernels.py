@@ -25,33 +25,58 @@ jit = numba.njit(cache=True, nogil=True, inline="never")
 
 
 @jit
-def gather(t, depth, history, synapses, dense, data, target, indptr, acc):
+def gather(t, depth, history, synapses, dense, data, target, indptr, active, acc):
     """acc[targets] += weights of all active sources of one projection.
 
     synapses: (source start, sources, target start, targets, delay, exponent, offset, is_dense).
     Dense rows lie in `dense[offset:]`, one a source; sparse ones in `data`, `target`, by `indptr`.
+    active: scratch for source numbers. Sources are added in ascending order.
     """
     start, sources, first, targets, delay, offset = (
         synapses[0], synapses[1], synapses[2], synapses[3], synapses[4], synapses[6],
     )  # fmt: skip
     row = history[(t - delay) % depth]
-    if synapses[7]:
-        for j in range(sources):
+    count, binary = 0, True
+    for j in range(sources):
+        x = row[start + j]
+        if x != 0:
+            active[count] = j
+            count += 1
+            binary = binary and x == 1
+    if not synapses[7]:
+        for c in range(count):
+            j = active[c]
             x = row[start + j]
-            if x != 0:
-                at = offset + j * targets
-                if x == 1:
-                    for i in range(targets):
-                        acc[first + i] += dense[at + i]
-                else:
-                    for i in range(targets):
-                        acc[first + i] += dense[at + i] * x
+            for k in range(indptr[offset + j], indptr[offset + j + 1]):
+                acc[first + target[k]] += data[k] * x
+    elif binary:
+        add_rows(dense, offset, targets, active, count, acc[first : first + targets])
     else:
-        for j in range(sources):
+        for c in range(count):
+            j = active[c]
             x = row[start + j]
-            if x != 0:
-                for k in range(indptr[offset + j], indptr[offset + j + 1]):
-                    acc[first + target[k]] += data[k] * x
+            at = offset + j * targets
+            for i in range(targets):
+                acc[first + i] += dense[at + i] * x
+
+
+@jit
+def add_rows(dense, offset, targets, active, count, acc):
+    """acc += the rows `active[:count]`, four at a time, in their order."""
+    c = 0
+    while c + 4 <= count:
+        p = dense[offset + active[c] * targets : offset + (active[c] + 1) * targets]
+        q = dense[offset + active[c + 1] * targets : offset + (active[c + 1] + 1) * targets]
+        r = dense[offset + active[c + 2] * targets : offset + (active[c + 2] + 1) * targets]
+        s = dense[offset + active[c + 3] * targets : offset + (active[c + 3] + 1) * targets]
+        for i in range(targets):
+            acc[i] = acc[i] + p[i] + q[i] + r[i] + s[i]
+        c += 4
+    while c < count:
+        p = dense[offset + active[c] * targets : offset + (active[c] + 1) * targets]
+        for i in range(targets):
+            acc[i] += p[i]
+        c += 1
 
 
 @jit
@@ -127,7 +152,7 @@ def advance_float(
     du, dv, v_th, drive; populations: (start, end, first synapse, last, first bias, last) each.
     """
     depth, inputs = history.shape[0], x.shape[1]
-    acc = np.zeros(u.size)
+    acc, active = np.zeros(u.size), np.zeros(history.shape[1], np.int64)
     for step in range(x.shape[0]):
         t = t0 + step
         now = history[t % depth]
@@ -137,7 +162,9 @@ def advance_float(
             acc[start:end] = 0
             for k in range(populations[p, 2], populations[p, 3]):
                 if t >= synapses[k, 4]:
-                    gather(t, depth, history, synapses[k], dense, data, target, indptr, acc)
+                    gather(
+                        t, depth, history, synapses[k], dense, data, target, indptr, active, acc
+                    )  # fmt: skip
             for b in range(populations[p, 4], populations[p, 5]):
                 if t >= biases[b, 0]:
                     acc[start:end] += bias_value[biases[b, 1] : biases[b, 1] + end - start]
@@ -166,7 +193,8 @@ def advance_fixed(
 ):  # fmt: skip
     """`advance_float` in Loihi's integers; counts membranes at their limit in `saturated`."""
     depth, inputs = history.shape[0], x.shape[1]
-    acc, part = np.zeros(u.size, np.int64), np.zeros(u.size, np.int64)
+    acc, part = np.zeros(u.size, np.int64), np.zeros(u.size, np.int32)  # int32 as in Lava
+    active = np.zeros(history.shape[1], np.int64)
     for step in range(x.shape[0]):
         t = t0 + step
         now = history[t % depth]
@@ -177,9 +205,11 @@ def advance_fixed(
             for k in range(populations[p, 2], populations[p, 3]):
                 if t >= synapses[k, 4]:
                     part[start:end] = 0
-                    gather(t, depth, history, synapses[k], dense, data, target, indptr, part)
+                    gather(
+                        t, depth, history, synapses[k], dense, data, target, indptr, active, part
+                    )  # fmt: skip
                     for n in range(start, end):
-                        acc[n] += shifted(part[n], synapses[k, 5])
+                        acc[n] += shifted(np.int64(part[n]), synapses[k, 5])
             for b in range(populations[p, 4], populations[p, 5]):
                 if t >= biases[b, 0]:
                     for n in range(start, end):
