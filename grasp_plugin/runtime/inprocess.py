@@ -12,89 +12,20 @@ and at the end of a run, once the owner of the Var has finished its phase.
 
 from __future__ import annotations
 
-import sys
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from greenlet import getcurrent, greenlet
 from lava.magma.compiler.builders.channel_builder import ChannelBuilderMp
-from lava.magma.core.model.py.model import PyAsyncProcessModel, PyLoihiProcessModel
 from lava.magma.core.process.ports.ports import InPort, create_port_id
 from lava.magma.core.run_conditions import RunContinuous, RunSteps
-from lava.magma.runtime.mgmt_token_enums import MGMT_COMMAND
 from lava.utils.sparse import find
 from scipy.sparse import csr_matrix
 
 from grasp_plugin.errors import Refused, RunFailed
-from grasp_plugin.runtime.channels import POLL_S, channel
-
-
-class _Commands:
-    """Stands for the channel from the runtime service: tells async models when to end."""
-
-    def __init__(self, runtime: InProcessRuntime) -> None:
-        self._runtime = runtime
-
-    def start(self) -> None:
-        """Nothing to start."""
-
-    def join(self) -> None:
-        """Nothing to join."""
-
-    def probe(self) -> bool:
-        """Asked by an async model in its loop: let the others run, then answer."""
-        parent = getcurrent().parent
-        if parent is not None and not self._runtime.ending:
-            parent.switch(None)
-        return self._runtime.ending
-
-    def peek(self) -> Any:
-        return MGMT_COMMAND.STOP if not self._runtime.pausing else MGMT_COMMAND.PAUSE
-
-
-class _Worker:
-    """A model's greenlet: runs one job at a time and keeps the port it waits on."""
-
-    def __init__(self, process: Any, model: Any) -> None:
-        self.process, self.model = process, model
-        self.port: Any = None
-        self.busy = False
-        self._green = greenlet(self._loop)
-        self._thread = threading.get_ident()
-        self._job: Callable[[], None] | None = None
-
-    @property
-    def name(self) -> str:
-        return f"{self.process.name} ({type(self.process).__name__})"
-
-    def give(self, job: Callable[[], None]) -> None:
-        self._job, self.busy, self.port = job, True, None
-
-    def ready(self) -> bool:
-        return self.busy and (self.port is None or self.port.probe())
-
-    def outside(self) -> bool:
-        """True if it waits on a pipe that another thread may serve."""
-        external = self.port is not None and self.port.external
-        return external and threading.active_count() > 1
-
-    def resume(self) -> None:
-        """Run until the job ends or waits; exceptions of the model come out here."""
-        if self._green.dead or self._thread != threading.get_ident():
-            self._green, self._thread = greenlet(self._loop), threading.get_ident()
-        self._green.parent = getcurrent()
-        self.port = self._green.switch()
-
-    def _loop(self) -> None:
-        while True:
-            job = self._job
-            if job is not None:
-                job()
-            self._job, self.busy = None, False
-            getcurrent().parent.switch(None)
+from grasp_plugin.runtime.channels import channel
+from grasp_plugin.runtime.scheduler import Scheduler
 
 
 class InProcessRuntime:
@@ -110,32 +41,18 @@ class InProcessRuntime:
 
     def __init__(self, executable: Any, process: Any) -> None:
         self._is_started = self._is_running = self._failed = self._stopped = False
-        self.ending = self.pausing = False
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._executable = executable
         self._owner = threading.get_ident()
         _connect(executable, self._may_wait)
-        self._workers: list[_Worker] = []
         self._home: dict[int, tuple[Any, str]] = {}
         self._shapes = {v.id: v.shape for p in executable.proc_builders for v in p.vars}
-        for proc, builder in executable.proc_builders.items():
-            model = builder.build()
-            model.service_to_process = _Commands(self)
-            self._workers.append(_Worker(proc, model))
+        models = [(proc, builder.build()) for proc, builder in executable.proc_builders.items()]
+        for _, model in models:
             for var_id, attribute in model.var_id_to_var_map.items():
                 self._home[var_id] = (model, attribute)
-        self._loihi = [w for w in self._workers if isinstance(w.model, PyLoihiProcessModel)]
-        self._async = [w for w in self._workers if isinstance(w.model, PyAsyncProcessModel)]
-        for worker in self._workers:
-            if worker not in self._loihi and worker not in self._async:
-                raise Refused(
-                    worker.name,
-                    "expected a PyLoihiProcessModel or PyAsyncProcessModel, got "
-                    f"{type(worker.model).__name__}",
-                    "Run this graph with Lava's own runtime",
-                )
-        self._served = [w for w in self._loihi if w.model.var_ports]
+        self._scheduler = Scheduler(models)
         executable.assign_runtime_to_all_processes(self)
         process.runtime = self
 
@@ -155,7 +72,7 @@ class InProcessRuntime:
             )
         steps = condition.num_steps if isinstance(condition, RunSteps) else None
         self._is_started = self._is_running = True
-        self.ending = self.pausing = False
+        self._scheduler.ending = self._scheduler.pausing = False
         if isinstance(condition, RunSteps) and condition.blocking:
             self._guarded(steps)
             self._settle()
@@ -171,14 +88,14 @@ class InProcessRuntime:
 
     def pause(self) -> None:
         """End a run in a thread after its current step; `start` may go on from there."""
-        self.pausing = True
+        self._scheduler.pausing = True
         self.wait()
 
     def stop(self) -> None:
         """End; a further run is an error. Safe to call twice."""
         if self._is_started:
             self._stopped = True
-        self.pausing = True
+        self._scheduler.pausing = True
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
         self._thread = None
@@ -191,11 +108,12 @@ class InProcessRuntime:
 
     def _guarded(self, steps: int | None) -> None:
         try:
-            self._run(steps)
+            self._scheduler.run(steps)
         except BaseException as error:
             self._failed, self._error = True, error
         finally:
             self._is_running = False
+            self._stopped = self._stopped or self._scheduler.stop_asked
 
     def _settle(self) -> None:
         """Forget a thread that has ended; raise what ended it."""
@@ -256,169 +174,10 @@ class InProcessRuntime:
 
     def model_of(self, process: Any) -> Any:
         """The ProcessModel object that runs a Process."""
-        for worker in self._workers:
+        for worker in self._scheduler.workers:
             if worker.process is process:
                 return worker.model
         raise RunFailed(process.name, "expected a Process of this graph, got another", "Check it")
-
-    # scheduling
-
-    def _run(self, steps: int | None) -> None:
-        """All steps, or until a pause where `steps` is None."""
-        for worker in self._async:
-            worker.model.num_steps = steps if steps is not None else sys.maxsize
-            worker.give(worker.model.run_async)
-        done = 0
-        while self._loihi and (steps is None or done < steps) and not self.pausing:
-            if self._one_step():
-                break
-            done += 1
-        self._serve_var_ports()
-        if self._async:
-            self._finish_async(steps)
-
-    def _finish_async(self, steps: int | None) -> None:
-        """Let async models end by themselves, or at the end of the others or a pause."""
-        if self._loihi and steps is not None:
-            self.ending = True
-        while any(w.busy for w in self._async):
-            self.ending = self.ending or self.pausing
-            if steps is not None:
-                return self._drain(self._async)
-            self._pass(self._async)
-        return None
-
-    def _one_step(self) -> bool:
-        """One time step of all Loihi models; True if a model asked for a pause or stop."""
-        asked: set[str] = set()
-        self._phase(self._loihi, lambda w: lambda: _spike(w.model, asked))
-        if "pre" in asked:
-            self._phase(self._loihi, lambda w: lambda: _managed(w.model, "pre", asked), serve=True)
-        if "lrn" in asked:
-            self._phase(self._loihi, lambda w: lambda: _managed(w.model, "lrn", asked))
-        if "post" in asked:
-            self._phase(self._loihi, lambda w: lambda: _managed(w.model, "post", asked), serve=True)
-        if "stop" in asked:
-            self._stopped = True
-        return bool(asked & {"pause", "stop"})
-
-    def _phase(
-        self, workers: list[_Worker], job: Callable[[_Worker], Callable[[], None]], *,
-        serve: bool = False,
-    ) -> None:  # fmt: skip
-        for worker in workers:
-            worker.give(job(worker))
-        self._drain(workers, serve=serve)
-
-    def _drain(self, workers: list[_Worker], *, serve: bool = False) -> None:
-        """Resume whoever can go on until all of `workers` are idle.
-
-        Workers are kept in the order in which they finished, so that in the next step each finds
-        its input ready.
-        """
-        finished: list[_Worker] = []
-        waiting = list(workers)
-        background = [w for w in self._async if w not in workers]
-        while waiting:
-            progress = self._pass([*waiting, *background])
-            finished += [w for w in waiting if not w.busy]
-            waiting = [w for w in waiting if w.busy]
-            if serve:
-                progress = self._serve_var_ports() or progress
-            if waiting and not progress:
-                if self.pausing or not any(w.outside() for w in waiting):
-                    raise self._deadlock(waiting)
-                time.sleep(POLL_S)
-        workers[:] = finished
-
-    def _pass(self, workers: list[_Worker]) -> bool:
-        """Resume each worker that can go on, once; True if there was one."""
-        progress = False
-        for worker in workers:
-            if worker.ready():
-                progress = True
-                self._resume(worker)
-        return progress
-
-    def _resume(self, worker: _Worker) -> None:
-        try:
-            worker.resume()
-        except Exception as error:
-            step = getattr(worker.model, "time_step", None)
-            where = RunFailed(
-                worker.name,
-                f"its model {type(worker.model).__name__} raised {type(error).__name__} in time "
-                f"step {step}",
-                "See the traceback",
-            )
-            if error.__cause__ is None and error is not where:
-                raise error from where
-            raise
-
-    def _serve_var_ports(self) -> bool:
-        served = False
-        for worker in self._served:
-            if worker.busy:
-                continue
-            for port in worker.model.var_ports:
-                receive = port._csp_recv_port
-                while receive is not None and receive.probe():
-                    port.service()
-                    served = True
-        return served
-
-    def _deadlock(self, waiting: list[_Worker]) -> RunFailed:
-        stuck = "; ".join(
-            f"{w.name} waits on {w.port.name if w.port is not None else 'nothing'}" for w in waiting
-        )
-        return RunFailed(
-            waiting[0].name,
-            f"expected every model to finish its phase, got a deadlock: {stuck}",
-            "Check that every sender sends once a step and that recurrent models send before they "
-            "receive",
-        )
-
-
-def _spike(model: Any, asked: set[str]) -> None:
-    model.time_step += 1
-    model.phase = PyLoihiProcessModel.Phase.SPK
-    model.run_spk()
-    model.advance_to_time_step(model.time_step + 1)
-    if _interrupted(model, asked):
-        return
-    if model.lrn_guard() and model.pre_guard():
-        asked.add("pre")
-    elif model.lrn_guard():
-        asked.add("lrn")
-    elif model.post_guard():
-        asked.add("post")
-
-
-def _managed(model: Any, phase: str, asked: set[str]) -> None:
-    """One of the phases PRE, LRN, POST of one model, and what it asks for next."""
-    names = {"pre": "pre_mgmt", "lrn": "lrn", "post": "post_mgmt"}
-    tokens = PyLoihiProcessModel.Phase
-    model.phase = {"pre": tokens.PRE_MGMT, "lrn": tokens.LRN, "post": tokens.POST_MGMT}[phase]
-    if getattr(model, f"{phase}_guard")():
-        getattr(model, f"run_{names[phase]}")()
-    if _interrupted(model, asked):
-        return
-    if phase == "pre":
-        asked.add("lrn")
-    elif phase == "lrn" and model.post_guard():
-        asked.add("post")
-
-
-def _interrupted(model: Any, asked: set[str]) -> bool:
-    if model._req_pause:
-        model._req_pause = False
-        asked.add("pause")
-        return True
-    if model._req_stop:
-        model._req_stop = False
-        asked.add("stop")
-        return True
-    return False
 
 
 def _connect(executable: Any, alive: Callable[[], bool]) -> None:

@@ -47,6 +47,7 @@ from lava.utils.sparse import find  # noqa: E402
 from scipy.sparse import csr_matrix  # noqa: E402
 
 POLL_S = 0.02
+GRACE_S = 1.0  # for the child that raised to say so
 STOP_S = 1.5  # for an orderly end; whoever is left is killed
 _live: weakref.WeakSet[SupervisedRuntime] = weakref.WeakSet()
 
@@ -310,7 +311,7 @@ class SupervisedRuntime:
         self._stall_s, self._pid = stall_s, os.getpid()
         self._wake = threading.Event()
         self._answers: dict[int, list[float]] = {}
-        self._error_at = float("inf")
+        self._odd_at = float("inf")  # when a child ended, or reported an error, without a cause
         self._progress_at = self._asked_at = time.monotonic()
         self._lava = _Runtime(executable)
         self._actors: list[_Actor] = self._lava._messaging_infrastructure.list
@@ -451,8 +452,8 @@ class SupervisedRuntime:
                 token = float(port.recv()[0])
                 self._answers.setdefault(index, []).append(token)
                 if token == MGMT_RESPONSE.ERROR[0]:
-                    self._error_at = time.monotonic()
-        if self._error_at < float("inf"):
+                    self._odd_at = min(self._odd_at, time.monotonic())
+        if self._odd_at < float("inf"):
             return False  # the child that raised is about to say why
         asked = {token for tokens in self._answers.values() for token in tokens}
         wishes = {MGMT_RESPONSE.REQ_PAUSE[0], MGMT_RESPONSE.REQ_STOP[0]}
@@ -515,17 +516,20 @@ class SupervisedRuntime:
             raise RunFailed(
                 first.name, f"its model {first.model} raised {when}: {message}", "See the traceback"
             ) from ChildError(trace)
-        if dead:
-            code = dead[0].process.exitcode or 0
-            how = f"exited with code {code}"
-            if code < 0:
-                how = f"was killed by {signal.Signals(-code).name} (exit code {code})"
-            raise RunFailed(
-                dead[0].name, f"its process {how}",
-                "A SIGKILL may come from the system, out of memory; otherwise look for an exit "
-                "in the model",
-            )  # fmt: skip
-        if now - self._error_at > 1.0:
+        if dead and self._odd_at == float("inf"):
+            self._odd_at = now
+        late = now - self._odd_at > GRACE_S
+        for actor in dead:
+            code = actor.process.exitcode or 0
+            if code or late:  # others exit with code 0 if one has raised, sooner than it reports
+                signalled = f"was killed by {signal.Signals(-code).name}" if code < 0 else ""
+                raise RunFailed(
+                    actor.name,
+                    f"its process {signalled or f'exited with code {code}'}",
+                    "A SIGKILL may come from the system, out of memory; otherwise look for an exit "
+                    "in the model",
+                )
+        if late:
             raise RunFailed("runtime service", "reported an error without a cause", "Run again")
 
     def _stalled(self) -> RunFailed:
