@@ -25,15 +25,8 @@ import nir
 import numpy as np
 
 from grasp_plugin.errors import Invalid
-from grasp_plugin.network.validate import (
-    MAX_DEPTH,
-    at,
-    check_edges,
-    check_fields,
-    check_names,
-    check_type,
-    show,
-)
+from grasp_plugin.network.fields import at, check_fields, check_names, check_type, show
+from grasp_plugin.network.validate import MAX_DEPTH, check_edges
 
 _log = logging.getLogger(__name__)
 

@@ -34,15 +34,9 @@ import numpy as np
 
 from grasp_plugin.adapters._nir_read import DAMAGED, read_file, remember
 from grasp_plugin.errors import Invalid
+from grasp_plugin.network.fields import OPTIONAL, TIME_FIELDS, at, fields_of, show
 from grasp_plugin.network.hints import KEY, read_hints, write_hints
-from grasp_plugin.network.validate import (
-    OPTIONAL,
-    TIME_FIELDS,
-    at,
-    fields_of,
-    show,
-    validate,
-)
+from grasp_plugin.network.validate import validate
 
 __all__ = ["read_nir", "validate", "write_nir"]
 

@@ -14,8 +14,9 @@ import nir
 import numpy as np
 
 from grasp_plugin.errors import Invalid, Refused
+from grasp_plugin.network.fields import check_shape
 from grasp_plugin.network.hints import read_hints
-from grasp_plugin.network.validate import check_shape, validate
+from grasp_plugin.network.validate import validate
 from grasp_plugin.network.weights import Conv
 
 Shape = tuple[int, ...]
