@@ -10,6 +10,7 @@ from tabulate import tabulate
 
 from grasp_plugin.errors import GraspError, Refused
 from grasp_plugin.network import weights as W
+from grasp_plugin.network.error import ASSUMED_RATE, layer_errors
 from grasp_plugin.network.limits import CORES_PER_CHIP, core_use, fits
 from grasp_plugin.network.lowering import lava_process, lava_refusal
 from grasp_plugin.network.network import Network
@@ -67,6 +68,7 @@ def describe(network: Network) -> dict[str, Any]:
         "torch": "runs",
         "lava_float": timing or "runs",
         "lava_fixed": timing or reason or "runs",
+        "quantisation": [asdict(e) for e in layer_errors(network, fixed)] if fixed else [],
         "loihi": {
             "fits_one_chip": one_chip,
             "cores": cores,
@@ -113,6 +115,16 @@ def info_text(name: str, facts: dict[str, Any]) -> str:
             ],
             ["population", "neurons", "synapses", "synapse B", "axon B", "cores", "memory used"],
         ),
+        table(
+            [
+                [e["name"], e["scale"], " ".join(map(str, e["exponents"])),
+                 f"{100 * e['at_limit']:.1f} %", e["predicted"], e["worst_v"]]
+                for e in facts["quantisation"]
+            ],
+            ["population", "scale", "weight exponents", "weights at limit",
+             "membrane error, predicted", "worst v / 2^23"],
+        )
+        + f"\n(spikes with probability {ASSUMED_RATE} assumed; `grasp verify` measures)",
         f"Loihi 2: {facts['loihi']['cores']} cores, "
         + ("fits one chip" if facts["loihi"]["fits_one_chip"] else "does not fit one chip")
         + f". {ESTIMATE}.",

@@ -9,7 +9,7 @@ the way on newer versions is little, and is put right here, in memory, without t
 On 3.11 and later the user installs it knowingly, since pip respects the pin:
 
     pip install --ignore-requires-python --no-deps lava-nc==0.10.0
-    pip install asteval networkx greenlet
+    pip install asteval networkx scikit-learn greenlet
 
 Importing Lava also sets multiprocessing's start method, and every Lava Process adds a handler to
 the root logger; neither survives here.
@@ -35,7 +35,8 @@ from grasp_plugin.errors import Refused
 
 INSTALL = (
     "On Python 3.10: pip install 'grasp-plugin[lava]'. On 3.11 and later: pip install "
-    "--ignore-requires-python --no-deps lava-nc==0.10.0; pip install asteval networkx greenlet"
+    "--ignore-requires-python --no-deps lava-nc==0.10.0; pip install asteval networkx "
+    "scikit-learn greenlet"
 )
 
 

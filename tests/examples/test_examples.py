@@ -1,0 +1,49 @@
+"""The README's code and the examples run as printed."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.skipif(not (ROOT / "examples").is_dir(), reason="needs a checkout")
+
+
+@pytest.mark.lava
+def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("snntorch")
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    monkeypatch.chdir(tmp_path)
+    space: dict[str, object] = {}
+    exec(compile(blocks[0], "README.md", "exec"), space)
+    recording = space["recording"]
+    assert recording["1"].shape == (100, 8)  # type: ignore[index]
+    assert (tmp_path / "model.nir").is_file()
+
+
+@pytest.mark.lava
+def test_demo_on_a_few_recordings(tmp_path: Path) -> None:
+    """`make demo` in small: framework = torch = Lava float in every network."""
+    for module in ("snntorch", "norse", "matplotlib"):
+        pytest.importorskip(module)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "03_run_on_lava.py"), "--samples", "5",
+         "--out", str(tmp_path / "out")],
+        capture_output=True, text=True, timeout=200, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = (tmp_path / "out" / "table.txt").read_text().splitlines()
+    networks = sorted(p.stem for p in (ROOT / "examples" / "models").glob("*.nir"))
+    assert networks
+    for name in networks:
+        for run in ("torch", "Lava float"):
+            (row,) = [r for r in rows if r.startswith(name) and f"  {run}  " in r]
+            assert re.search(r"  0 \((output|all layers)\)", row), row
+        for kind in ("raster", "membrane"):
+            assert (tmp_path / "out" / f"{name}_{kind}.png").stat().st_size > 10_000
