@@ -17,7 +17,7 @@ Initial state (Norse and `network.discretise` agree): i = 0; v = v_leak, or v_re
 
 References:
     Norse 1.1.0, the equations in the docstrings of `norse.torch.module.{lif,lif_box,...}`;
-    specs/interop.md 4.2, where they were checked. No Norse code is used here (LGPL-3.0).
+    checked spike for spike in tests/parity. No Norse code is used here (LGPL-3.0).
 Departures:
     from norse.torch.to_nir: times in s for any dt; scalars broadcast; v_reset and the reset method
     kept; w_in = tau_syn/dt; LICell, LIFRecurrentCell and RecurrentSequential exported.

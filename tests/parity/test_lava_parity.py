@@ -213,7 +213,7 @@ def test_fixed_equals_dequantised(name: str, reset: str, rng: Any, make_neuron: 
     """Equal but where truncation decides: a first difference lies within its bound.
 
     Truncation toward zero takes below one LSB of u and of v a step, so the membrane is off by less
-    than (1 / du + 1) / dv LSBs. The configurations where the spec says 0 are in test_spec_22.
+    than (1 / du + 1) / dv LSBs. Where there are none at all: test_22_configurations.
     """
     if name == "leak-and-reset-voltage" and reset.startswith(("subtract", "snntorch")):
         return  # v_reset != 0 with a subtraction is refused, see test_discretise

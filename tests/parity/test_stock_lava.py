@@ -26,6 +26,7 @@ if have_lava():
     from lava.magma.core.run_configs import Loihi2SimCfg
     from lava.proc.conv.process import Conv
     from lava.proc.dense.process import DelayDense, Dense, LearningDense
+    from lava.proc.io.sink import Read
     from lava.proc.io.sink import RingBuffer as Sink
     from lava.proc.io.source import RingBuffer as Source
     from lava.proc.learning_rules.r_stdp_learning_rule import RewardModulatedSTDP
@@ -135,6 +136,15 @@ def monitors(rng: Any, tag: str) -> Program:
     s.s_out.connect(a.s_in), a.a_out.connect(n.a_in)
     v.probe(n.v, STEPS), spikes.probe(n.s_out, STEPS)
     return n, {"v": v, "spikes": spikes}, {"u": n.u}
+
+
+def ref_ports(rng: Any, tag: str) -> Program:
+    """Lava's `Read` process reads a Var of another Process through a RefPort, every third step."""
+    s, a, n = source(rng, 8, tag), Dense(weights=weights(rng, (12, 8), tag)), lif(12, tag)
+    reader = Read(buffer=STEPS // 3, interval=3, offset=1)
+    s.s_out.connect(a.s_in), a.a_out.connect(n.a_in)
+    reader.connect_var(n.v)
+    return n, {}, {"v": n.v, "read": reader.data}
 
 
 def other_neurons(rng: Any, tag: str) -> Program:
@@ -248,7 +258,8 @@ def fused(rng: Any, tag: str) -> Program:
 GRAPHS: dict[str, Callable[[Any, str], Program]] = {
     f.__name__: f
     for f in (chain, recurrent, delays, sparse, delay_sparse, convolution, reshaped, monitors,
-              other_neurons, sigma_delta, resonators, stdp, rewarded, three_factor, hierarchical,
+              ref_ports, other_neurons, sigma_delta, resonators, stdp, rewarded, three_factor,
+              hierarchical,
               fused)
 }  # fmt: skip
 
