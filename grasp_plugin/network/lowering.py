@@ -10,13 +10,14 @@ from grasp_plugin.network.network import Network, Population
 def lava_process(p: Population, precision: str) -> str:
     """The Process class by name: stock Lava where it is exact, ours where it is not.
 
-    "LIF" resets to value and has no constant drive (its bias would act before the input arrives);
+    "LIF" resets to value, has no constant drive (its bias would act before the input arrives) and no
+    negative threshold (it would spike at rest, before the input arrives);
     "LIFRefractory" exists in float only and takes one membrane decay; "ResetLIF" and
     "LeakyReadout" are ours.
     """
     if p.reset is None:
         return "LeakyReadout"
-    if np.any(p.drive) or np.any(p.v_init):
+    if np.any(p.drive) or np.any(p.v_init) or np.any(p.v_th < 0):
         return "ResetLIF"
     memoryless = p.reset == "none" and bool(np.all(p.dv == 1)) and precision == "float"
     if p.reset == "value" or memoryless:

@@ -1,4 +1,4 @@
-"""snnTorch and Norse against the torch back end: the same outputs, every step."""
+"""snnTorch and Norse against every back end, Lava included: the same outputs, every step."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from grasp_plugin import Discretisation, build, discretise
+from grasp_plugin.errors import Refused
 from grasp_plugin.network.hints import read_hints
 
 _spec = importlib.util.spec_from_file_location(
@@ -44,16 +45,28 @@ def export(framework: str, name: str, dtype: torch.dtype, seed: int = 0) -> Any:
     return graph, x, cases.run(model, x, name in cases.TIMED)
 
 
-def on_torch(graph: Any, x: torch.Tensor, policy: Discretisation | None = None) -> Any:
-    with build(discretise(graph, policy), backend="torch") as session:
+def outputs_of(
+    graph: Any, x: torch.Tensor, policy: Discretisation | None = None, backend: str = "torch"
+) -> Any:
+    with build(discretise(graph, policy), backend=backend) as session:
         return session.run(x.to(torch.float64).numpy())["output"]
 
 
+BACKENDS = ["torch", "fused", pytest.param("lava", marks=pytest.mark.lava)]
+# loops through two layers with one step of delay
+FASTER_THAN_LAVA = ("feedback", "RecurrentSequential-two")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("framework", "name"), ALL)
-def test_the_torch_back_end_gives_the_same_output(framework, name, dtype):
+def test_every_back_end_gives_the_same_output(framework, name, backend, dtype):
     graph, x, expected = export(framework, name, dtype)
-    got = on_torch(graph, x)
+    if backend == "lava" and name in FASTER_THAN_LAVA:
+        with pytest.raises(Refused, match="loop='each'"):
+            outputs_of(graph, x, backend=backend)
+        return
+    got = outputs_of(graph, x, backend=backend)
     expected = expected.to(torch.float64).numpy()
     assert got.shape == expected.shape
     spiking = set(np.unique(expected)) <= {0.0, 1.0}
@@ -86,13 +99,13 @@ def test_the_torch_back_end_gives_the_same_output(framework, name, dtype):
 )
 def test_a_wrong_reset_shows(framework, name, wrong):
     graph, x, expected = export(framework, name, torch.float64)
-    got = on_torch(graph, x, Discretisation(reset=wrong))
+    got = outputs_of(graph, x, Discretisation(reset=wrong))
     assert np.count_nonzero(got != expected.to(torch.float64).numpy()) > 0
 
 
 def test_a_wrong_dt_shows():
     graph, x, expected = export("norse", "LIFBoxCell", torch.float64)
-    assert np.any(on_torch(graph, x, Discretisation(dt_s=5e-4)) != expected.numpy())
+    assert np.any(outputs_of(graph, x, Discretisation(dt_s=5e-4)) != expected.numpy())
 
 
 def test_dt_is_a_unit_for_snntorch():
@@ -102,12 +115,12 @@ def test_dt_is_a_unit_for_snntorch():
     torch.manual_seed(0)
     model, shape = _cases("snntorch")["Synaptic-vectors"]()
     x = cases.inputs(shape, torch.float32)
-    one, two = (on_torch(from_snntorch(model, x[0], dt), x) for dt in (1e-4, 3e-3))
+    one, two = (outputs_of(from_snntorch(model, x[0], dt), x) for dt in (1e-4, 3e-3))
     np.testing.assert_array_equal(one, two)
 
 
 def test_the_wrong_feedback_delay_shows():
     graph, x, expected = export("snntorch", "feedback", torch.float64)
     assert read_hints(graph)["loop"] == "lif2->lif1"
-    got = on_torch(graph, x, Discretisation(loop="each"))
+    got = outputs_of(graph, x, Discretisation(loop="each"))
     assert np.any(got != expected.numpy())
