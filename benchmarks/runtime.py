@@ -122,10 +122,12 @@ def run_lava(network: Network, spikes: np.ndarray, runtime: str, clock: Clock) -
 
 def run_session(network: Network, spikes: np.ndarray, backend: str, clock: Clock) -> dict[str, Any]:
     start, _, session = clock.time(lambda: build(network, backend=backend))
+    (shape,) = network.inputs.values()
+    shaped = spikes.reshape(len(spikes), *shape)
     with session:
-        session.run(spikes[:2])  # compile
+        session.run(shaped[:2])  # compile
         repeat = 1 if spikes.shape[1] >= 1000 else 20
-        wall, cpu, recording = clock.time(lambda: session.run(spikes), repeat)
+        wall, cpu, recording = clock.time(lambda: session.run(shaped), repeat)
         out = recording.spikes[network.populations[-1].name]
     return {"wall": wall, "cpu": cpu, "start": start, "memory": clock.memory_mb(), "out": out,
             "steps": len(spikes)}  # fmt: skip
@@ -224,7 +226,8 @@ def _timed(call: Callable[[], Any]) -> float:
 def floor_s(network: Network, spikes: np.ndarray, per_second: float) -> float:
     """Seconds to stream the weights that active inputs touch."""
     with build(network, backend="fused") as session:
-        recording = session.run(spikes)
+        (shape,) = network.inputs.values()
+        recording = session.run(spikes.reshape(len(spikes), *shape))
     touched = 0
     weight_bytes = 2 if network.precision == "loihi" else 8
     for k in network.projections:
@@ -335,6 +338,19 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     drawn.savefig(path, dpi=120)
 
 
+def var_get_ms(size: int = 1000) -> float:
+    """Milliseconds to read size x size weights from a program in one process."""
+    require_lava()
+    from lava.magma.core.run_configs import Loihi2SimCfg
+    from lava.proc.dense.process import Dense
+
+    with kept_logging():
+        dense = Dense(weights=np.ones((size, size)))
+    with lava_session(dense, Loihi2SimCfg(select_tag="floating_pt")) as session:
+        session.run(1)
+        return 1e3 * min(_timed(dense.weights.get) for _ in range(5))
+
+
 def demo_network() -> tuple[Network, np.ndarray]:
     from grasp_plugin.adapters import read_nir
     from grasp_plugin.data.nmnist import load_nmnist, to_frames
@@ -380,6 +396,7 @@ def main() -> None:
             min((cpu_ms(r, "numpy") or 0) / (cpu_ms(r, "fused") or 1) for r in numpy_rows)
         ),
         "bit_identical": all(r["same"] for r in rows),
+        "var_get_1000x1000_ms": var_get_ms(),
     }
     print(json.dumps(headline))
 
