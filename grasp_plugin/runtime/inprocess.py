@@ -48,7 +48,9 @@ class InProcessRuntime:
         _connect(executable, self._may_wait)
         self._home: dict[int, tuple[Any, str]] = {}
         self._shapes = {v.id: v.shape for p in executable.proc_builders for v in p.vars}
-        models = [(proc, builder.build()) for proc, builder in executable.proc_builders.items()]
+        models = [
+            (proc, _built(proc, builder)) for proc, builder in executable.proc_builders.items()
+        ]
         for _, model in models:
             for var_id, attribute in model.var_id_to_var_map.items():
                 self._home[var_id] = (model, attribute)
@@ -178,6 +180,20 @@ class InProcessRuntime:
             if worker.process is process:
                 return worker.model
         raise RunFailed(process.name, "expected a Process of this graph, got another", "Check it")
+
+
+def _built(process: Any, builder: Any) -> Any:
+    """The model of a Process; if its constructor raises, the Process is named beside its error."""
+    try:
+        return builder.build()
+    except Exception as error:
+        where = RunFailed(
+            f"{process.name} ({type(process).__name__})",
+            f"its model {builder.proc_model.__name__} raised {type(error).__name__} while it was "
+            "built",
+            "See the traceback",
+        )
+        raise error from (error.__cause__ or where)
 
 
 def _connect(executable: Any, alive: Callable[[], bool]) -> None:

@@ -196,6 +196,13 @@ class Scheduler:
     def _resume(self, worker: Worker) -> None:
         try:
             worker.resume()
+        except SystemExit as error:
+            raise RunFailed(
+                worker.name,
+                f"expected its model to go on, got SystemExit({error.code}) in time step "
+                f"{getattr(worker.model, 'time_step', None)}",
+                "A model cannot end the program: raise an error of its own",
+            ) from error
         except Exception as error:
             step = getattr(worker.model, "time_step", None)
             where = RunFailed(
