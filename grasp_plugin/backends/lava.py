@@ -16,7 +16,7 @@ from grasp_plugin.network.network import Network, Population
 from grasp_plugin.network.schedule import arrival_steps
 from grasp_plugin.network.weights import Array
 from grasp_plugin.neurons.lif_fixed import UV_MAX
-from grasp_plugin.runtime.lava_import import kept_logging, require_lava
+from grasp_plugin.runtime.lava_import import forget_processes, kept_logging, require_lava
 from grasp_plugin.runtime.session import (
     Floats,
     Recording,
@@ -182,6 +182,7 @@ class _Graph:
             *self._sinks.values(),
             *(source for name, source in self._sources.items() if name in fed),
         ]
+        self._processes = processes
         tag = "fixed_pt" if fixed else "floating_pt"
         config = Loihi2SimCfg(
             select_tag=tag,
@@ -290,6 +291,7 @@ class _Graph:
     def stop(self) -> None:
         for runtime in self._runtimes:
             runtime.stop()
+        forget_processes(self._processes)
 
 
 def model_class(process: Any, tag: str) -> type:

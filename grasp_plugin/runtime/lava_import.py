@@ -24,7 +24,7 @@ import importlib.util
 import logging
 import multiprocessing
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -126,6 +126,23 @@ def _kept_start_method() -> Iterator[None]:
         yield
     finally:
         multiprocessing.set_start_method = original
+
+
+def forget_processes(processes: Iterable[Any]) -> None:
+    """Take ended Processes and their Vars out of Lava's global lists, which keep them for ever.
+
+    Nothing in Lava reads those lists after a Process is made; the objects themselves stay usable.
+    """
+    require_lava()
+    from lava.magma.core.process.process import ProcessServer
+    from lava.magma.core.process.variable import VarServer
+
+    processes = list(processes)
+    gone = {id(p) for p in processes}
+    vars_gone = {id(v) for p in processes for v in p.vars}
+    servers: Any = ProcessServer(), VarServer()
+    servers[0].processes[:] = [p for p in servers[0].processes if id(p) not in gone]
+    servers[1].vars[:] = [v for v in servers[1].vars if id(v) not in vars_gone]
 
 
 @contextmanager

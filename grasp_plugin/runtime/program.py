@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Any
 
 from grasp_plugin.errors import Refused
-from grasp_plugin.runtime.lava_import import kept_logging, require_lava
+from grasp_plugin.runtime.lava_import import forget_processes, kept_logging, require_lava
 
 RUNTIMES = ("inprocess", "supervised")
 
@@ -18,8 +18,8 @@ class ProgramSession:
     `Var.set`, `Monitor.get_data`. Leaving the block stops the program.
     """
 
-    def __init__(self, process: Any, runtime: Any) -> None:
-        self.process, self.runtime = process, runtime
+    def __init__(self, process: Any, runtime: Any, processes: list[Any]) -> None:
+        self.process, self.runtime, self._processes = process, runtime, processes
 
     def run(self, steps: int) -> None:
         """Run `steps` time steps and return when they are done.
@@ -45,6 +45,7 @@ class ProgramSession:
     def stop(self) -> None:
         """End the program; safe to call twice."""
         self.runtime.stop()
+        forget_processes(self._processes)
 
     def __enter__(self) -> ProgramSession:
         return self
@@ -90,7 +91,9 @@ def lava_session(
     if runtime == "supervised":
         from grasp_plugin.runtime.supervised import SupervisedRuntime
 
-        return ProgramSession(process, SupervisedRuntime(executable, process, stall_s=stall_s))
+        supervised = SupervisedRuntime(executable, process, stall_s=stall_s)
+        return ProgramSession(process, supervised, list(executable.proc_builders))
     from grasp_plugin.runtime.inprocess import InProcessRuntime
 
-    return ProgramSession(process, InProcessRuntime(executable, process))
+    runtime_here = InProcessRuntime(executable, process)
+    return ProgramSession(process, runtime_here, list(executable.proc_builders))

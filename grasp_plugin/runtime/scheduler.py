@@ -76,6 +76,12 @@ class Worker:
         self._green.parent = getcurrent()
         self.port = self._green.switch()
 
+    def close(self) -> None:
+        """End the greenlet, whose waiting frame would keep the model alive for ever."""
+        if self._green and not self._green.dead and self._thread == threading.get_ident():
+            self._green.parent = getcurrent()
+            self._green.throw()
+
     def _loop(self) -> None:
         while True:
             job = self._job
@@ -115,6 +121,11 @@ class Scheduler:
                     "Run this graph with Lava's own runtime",
                 )
         self._served = [w for w in self._loihi if w.model.var_ports]
+
+    def close(self) -> None:
+        """End the greenlets that this thread started; a further run starts new ones."""
+        for worker in self.workers:
+            worker.close()
 
     def run(self, steps: int | None) -> None:
         """All steps, or until a pause where `steps` is None."""
