@@ -16,16 +16,14 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from lava.magma.compiler.builders.channel_builder import ChannelBuilderMp
 from lava.magma.core.process.ports.ports import InPort, create_port_id
 from lava.magma.core.run_conditions import RunContinuous, RunSteps
-from lava.utils.sparse import find
-from scipy.sparse import csr_matrix
 
 from grasp_plugin.errors import Refused, RunFailed
 from grasp_plugin.runtime.channels import channel
 from grasp_plugin.runtime.scheduler import Scheduler
+from grasp_plugin.runtime.variables import read_var, write_var
 
 
 class InProcessRuntime:
@@ -134,37 +132,12 @@ class InProcessRuntime:
     def get_var(self, var_id: int, idx: Any = None) -> Any:
         """A copy of a Var as float64 in its declared shape (csr: values; str: ASCII codes)."""
         model, attribute = self._home_of(var_id)
-        value = getattr(model, attribute)
-        if isinstance(value, str):
-            out = np.frombuffer(value.encode("ascii"), np.uint8).astype(np.float64)
-        elif isinstance(value, csr_matrix):
-            out = np.asarray(find(value, explicit_zeros=True)[2], np.float64)
-        else:
-            out = np.array(value, dtype=np.float64)
-            if out.size == np.prod(self._shapes[var_id]):
-                out = out.reshape(self._shapes[var_id])
+        out = read_var(model, attribute, self._shapes[var_id])
         return out if idx is None else out[idx]
 
     def set_var(self, var_id: int, value: Any, idx: Any = None) -> None:
         """Write a Var: arrays in place (scalars broadcast; a wrong shape raises), others anew."""
-        model, attribute = self._home_of(var_id)
-        old = getattr(model, attribute)
-        if isinstance(old, str):
-            setattr(model, attribute, bytes(np.asarray(value, np.uint8).tolist()).decode("ascii"))
-        elif isinstance(old, csr_matrix):
-            rows, cols, _ = find(old, explicit_zeros=True)
-            data = np.asarray(value, old.dtype).ravel()
-            setattr(model, attribute, csr_matrix((data, (rows, cols)), old.shape))
-        elif isinstance(old, np.ndarray):
-            new = np.asarray(value)
-            if idx is not None:
-                old[idx] = new
-            else:
-                same = new.size == old.size and new.shape != old.shape
-                old[...] = new.reshape(old.shape) if same else new
-        else:
-            setattr(model, attribute, type(old)(np.asarray(value).item()))
-        model.on_var_update()
+        write_var(*self._home_of(var_id), value, idx)
 
     def _home_of(self, var_id: int) -> tuple[Any, str]:
         if self._stopped:

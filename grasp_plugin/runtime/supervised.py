@@ -1,11 +1,11 @@
 """Lava's own multi-process runtime under supervision: it ends, cleans up and says why.
 
 Stock Lava hangs for ever when a ProcessModel raises before it sends, is killed or never returns;
-`Var.get` of a float scalar and `run` after `pause` hang as well (`lava.md`, sections 1, 3 and 5).
-Here every child reports over a pipe of its own, a thread in it answers while the model works, and
-the parent polls pipes, exit codes and progress. After a failure, a stop or an interrupt nothing is
-left: no process, zombie, thread, semaphore or block of shared memory. (multiprocessing's resource
-tracker, one process for each interpreter that shares memory, ends with the interpreter.)
+`Var.get` of a float scalar and `run` after `pause` hang as well. Here every child reports over a
+pipe of its own, a thread in it answers while the model works (`runtime.child`), and the parent
+polls pipes, exit codes and progress. After a failure, a stop or an interrupt nothing is left: no
+process, zombie, thread, semaphore or block of shared memory. (multiprocessing's resource tracker,
+one process for each interpreter that shares memory, ends with the interpreter.)
 """
 
 from __future__ import annotations
@@ -17,267 +17,34 @@ import signal
 import sys
 import threading
 import time
-import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import connection
-from multiprocessing.process import BaseProcess
-from types import FrameType
 from typing import Any
 
-import numpy as np
-
 from grasp_plugin.errors import Refused, RunFailed
+from grasp_plugin.runtime.actors import (
+    Actor,
+    StockRuntime,
+    end_port,
+    end_processes,
+    end_shared_memory,
+    external_ports,
+    fork_as_start_method,
+)
+from grasp_plugin.runtime.child import ChildError
 from grasp_plugin.runtime.lava_import import kept_logging, require_lava
 
-require_lava("lava.magma.runtime.runtime")  # keeps the start method that others have chosen
+require_lava("lava.magma.runtime.runtime")
 
-from lava.magma.core.process.message_interface_enum import ActorType  # noqa: E402
 from lava.magma.core.run_conditions import RunContinuous, RunSteps  # noqa: E402
-from lava.magma.runtime.message_infrastructure.multiprocessing import (  # noqa: E402
-    MultiProcessing,
-)
-from lava.magma.runtime.message_infrastructure.shared_memory_manager import (  # noqa: E402
-    SharedMemoryManager,
-)
 from lava.magma.runtime.mgmt_token_enums import MGMT_COMMAND, MGMT_RESPONSE  # noqa: E402
-from lava.magma.runtime.runtime import Runtime  # noqa: E402
-from lava.utils.sparse import find  # noqa: E402
-from scipy.sparse import csr_matrix  # noqa: E402
 
 POLL_S = 0.02
 GRACE_S = 1.0  # for the child that raised to say so
 STOP_S = 1.5  # for an orderly end; whoever is left is killed
 _live: weakref.WeakSet[SupervisedRuntime] = weakref.WeakSet()
-
-
-class ChildError(Exception):
-    """What happened in another OS process: its formatted traceback."""
-
-    def __str__(self) -> str:
-        return "in the child process\n\n" + "".join(map(str, self.args))
-
-
-# in the child
-
-
-def _child(builder: Any, ours: Any, theirs: Any) -> None:
-    """Main function of a child: build a model or a runtime service, run it, report its end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    theirs.close()
-    actors: list[Any] = []
-    lock = threading.Lock()
-    threading.Thread(target=_listen, args=(ours, actors, lock), daemon=True).start()
-    try:
-        actor = builder.build()
-        _mend_pause(actor)
-        actors.append(actor)
-        with lock:
-            ours.send(("ready",))
-        actor.start()
-    except BaseException as error:
-        try:
-            report = f"{type(error).__name__}: {error}".rstrip(": "), traceback.format_exc()
-        except MemoryError:
-            report = type(error).__name__, "(no memory left for the traceback)"
-        step = getattr(actors[0], "time_step", None) if actors else "building"
-        with lock:
-            ours.send(("failed", time.monotonic(), step, *report))
-        raise SystemExit(1) from None
-
-
-def _mend_pause(service: Any) -> None:
-    """Stock Lava never resets the flags of a pause, so that the next run hangs (`lava.md`, 3)."""
-    if hasattr(service, "pausing"):
-        handle = service._handle_pause
-
-        def handle_pause() -> None:
-            handle()
-            service.pausing = service.req_pause = False
-
-        service._handle_pause = handle_pause
-
-
-def _listen(pipe: Any, actors: list[Any], lock: threading.Lock) -> None:
-    """Answer the parent while the model works or waits; end this process if the parent is gone."""
-    while True:
-        try:
-            request = pipe.recv()
-            with lock:
-                pipe.send(_answer(actors, *request))
-        except (EOFError, OSError):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _answer(actors: list[Any], request: str, *args: Any) -> tuple[Any, ...]:
-    try:
-        if request == "state":
-            return "state", _progress(actors), *_where()
-        function = {"get": read_var, "set": write_var}[request]
-        return "value", function(actors[0], *args)
-    except Exception as error:
-        return "refused", f"{type(error).__name__}: {error}"
-
-
-def _progress(actors: list[Any]) -> tuple[Any, ...]:
-    """What changes while a model works: its time step, its phase, its place in each channel."""
-    if not actors or not hasattr(actors[0], "py_ports"):
-        return ()
-    phase = getattr(actors[0], "phase", None)
-    ends = [end for port in actors[0].py_ports for end in port.csp_ports]
-    return (
-        getattr(actors[0], "time_step", 0), None if phase is None else int(phase[0]),
-        *(end._idx for end in ends),
-    )  # fmt: skip
-
-
-def _where() -> tuple[str, str]:
-    """The line on which the main thread is, outside of Lava's machinery, and the awaited port."""
-    frame: FrameType | None = sys._current_frames().get(threading.main_thread().ident or 0)
-    line = port = ""
-    while frame is not None and frame.f_code is not _child.__code__:
-        path = frame.f_code.co_filename
-        if path.endswith("pypychannel.py") and not port:
-            port = getattr(frame.f_locals.get("self"), "_name", "")
-        ours = os.path.join("lava", "magma") not in path and path != threading.__file__
-        if ours and not line:
-            line = f"{path}:{frame.f_lineno} in {frame.f_code.co_name}"
-        frame = frame.f_back
-    return line, port
-
-
-def read_var(model: Any, name: str, shape: tuple[int, ...]) -> Any:
-    """A Var of a model as float64 in its declared shape (csr: values; str: ASCII codes)."""
-    value = getattr(model, name)
-    if isinstance(value, str):
-        return np.frombuffer(value.encode("ascii"), np.uint8).astype(np.float64)
-    if isinstance(value, csr_matrix):
-        return np.asarray(find(value, explicit_zeros=True)[2], np.float64)
-    out = np.array(value, dtype=np.float64)
-    return out.reshape(shape) if out.size == np.prod(shape) else out
-
-
-def write_var(model: Any, name: str, value: Any, idx: Any = None) -> None:
-    """Write a Var: arrays in place (scalars broadcast; a wrong shape raises), others anew."""
-    old = getattr(model, name)
-    if isinstance(old, str):
-        setattr(model, name, bytes(np.asarray(value, np.uint8).tolist()).decode("ascii"))
-    elif isinstance(old, csr_matrix):
-        rows, cols, _ = find(old, explicit_zeros=True)
-        data = np.asarray(value, old.dtype).ravel()
-        setattr(model, name, csr_matrix((data, (rows, cols)), old.shape))
-    elif isinstance(old, np.ndarray):
-        new = np.asarray(value)
-        if idx is not None:
-            old[idx] = new
-        else:
-            old[...] = new.reshape(old.shape) if new.size == old.size else new
-    else:
-        setattr(model, name, type(old)(np.asarray(value).item()))
-    model.on_var_update()
-
-
-def _end_with_parent() -> None:
-    """In the manager of shared memory: end if the parent is killed, which it would not notice."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        connection.wait([parent.sentinel])
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-# in the parent
-
-
-class _Actor:
-    """A child process as its parent sees it."""
-
-    def __init__(self, name: str, builder: Any) -> None:
-        self.name = name
-        self.model = getattr(getattr(builder, "proc_model", None), "__name__", name)
-        self.pipe, theirs = multiprocessing.Pipe()
-        self.process = multiprocessing.Process(target=_child, args=(builder, theirs, self.pipe))
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the child is not to see it
-        try:
-            self.process.start()
-        finally:
-            theirs.close()
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        self.ready = self.asked = False
-        self.failure: tuple[Any, ...] | None = None
-        self.state: tuple[Any, ...] | None = None
-        self.values: list[tuple[Any, ...]] = []
-
-    def ask(self, *request: Any) -> None:
-        with suppress(OSError):  # a dead child is found by its exit code
-            self.pipe.send(request)
-
-    def receive(self) -> bool:
-        """Take what the child has sent; True if that shows progress."""
-        progress = False
-        with suppress(EOFError, OSError):
-            while self.pipe.poll():
-                kind, *content = self.pipe.recv()
-                if kind == "ready":
-                    self.ready = progress = True
-                elif kind == "failed":
-                    self.failure = tuple(content)
-                elif kind == "state":
-                    progress |= self.state is not None and self.state[0] != content[0]
-                    self.state, self.asked = tuple(content), False
-                else:
-                    self.values.append((kind, *content))
-        return progress
-
-
-class _Actors(MultiProcessing):  # type: ignore[misc]
-    """Lava's message infrastructure with children that report."""
-
-    def __init__(self, executable: Any) -> None:
-        super().__init__()
-        self.list: list[_Actor] = []
-        self._names = {
-            id(builder): f"{process.name} ({type(process).__name__})"
-            for process, builder in executable.proc_builders.items()
-        }
-
-    def start(self) -> None:
-        self._smm = SharedMemoryManager()
-        self._smm._manager.start(_end_with_parent)
-
-    def build_actor(self, target_fn: Any, builder: Any, exception_q: Any = None) -> None:
-        exception_q.close()
-        self.list.append(_Actor(self._names.get(id(builder), "runtime service"), builder))
-
-
-class _Runtime(Runtime):  # type: ignore[misc]
-    """Lava's runtime; ends only when told, and never from a forked copy."""
-
-    def __init__(self, executable: Any) -> None:
-        super().__init__(executable, ActorType.MultiProcessing)
-        self._messaging_infrastructure = _Actors(executable)
-
-    def __del__(self) -> None: ...
-
-    def _build_message_infrastructure(self) -> None:
-        self._messaging_infrastructure.start()
-
-    def initialize(self, node_cfg_idx: int = 0) -> None:
-        """As Lava's, less the wait for the children, which never ends if one dies."""
-        self._build_watchdog_manager()
-        self._build_message_infrastructure()
-        self._build_channels()
-        self._build_sync_channels()
-        self._build_processes()
-        self._build_runtime_services()
-        self._start_ports()
-        self._is_initialized = True
 
 
 class SupervisedRuntime:
@@ -313,15 +80,15 @@ class SupervisedRuntime:
         self._answers: dict[int, list[float]] = {}
         self._odd_at = float("inf")  # when a child ended, or reported an error, without a cause
         self._progress_at = self._asked_at = time.monotonic()
-        self._lava = _Runtime(executable)
-        self._actors: list[_Actor] = self._lava._messaging_infrastructure.list
+        self._lava = StockRuntime(executable)
+        self._actors: list[Actor] = self._lava._messaging_infrastructure.list
         self._shapes = {v.id: v.shape for p in executable.proc_builders for v in p.vars}
-        self._home: dict[int, tuple[_Actor, str]] = {}
+        self._home: dict[int, tuple[Actor, str]] = {}
         _live.add(self)
         with self._supervision(), kept_logging():
-            with _fork_as_start_method():
+            with fork_as_start_method():
                 self._lava.initialize()
-            self._pipes = list(_external_ports(executable))
+            self._pipes = list(external_ports(executable))
             for port in self._lava.service_to_runtime:
                 port.observer = self._wake.set
             self._await(lambda: all(actor.ready for actor in self._actors))
@@ -571,18 +338,18 @@ class SupervisedRuntime:
         self._is_started = self._is_running = False
         lava = self._lava
         watchdog, shared = lava._watchdog_manager, lava._messaging_infrastructure.smm
-        _end_processes([actor.process for actor in self._actors])
+        end_processes([actor.process for actor in self._actors])
         for port in [*lava.runtime_to_service, *lava.service_to_runtime, *lava._open_ports]:
-            _end_port(port)
+            end_port(port)
         for port in getattr(self, "_pipes", ()):
-            _end_port(port)
+            end_port(port)
         if getattr(watchdog, "_mp_manager", None):
-            _end_processes([p for p in (watchdog._lm, watchdog._sm) if p is not None])
+            end_processes([p for p in (watchdog._lm, watchdog._sm) if p is not None])
             watchdog._mp_manager.shutdown()
             watchdog._mp_manager = None
             atexit.unregister(watchdog.stop)
         if shared is not None:
-            _end_shared_memory(shared)
+            end_shared_memory(shared)
         for actor in self._actors:
             actor.pipe.close()
             with suppress(ValueError):
@@ -593,58 +360,6 @@ class SupervisedRuntime:
         self._ended = True
         _live.discard(self)
         del self._lava
-
-
-@contextmanager
-def _fork_as_start_method() -> Iterator[None]:
-    """Lava needs fork; leave the start method as it was, chosen or not."""
-    before = multiprocessing.get_start_method(allow_none=True)
-    multiprocessing.set_start_method("fork", force=True)
-    try:
-        yield
-    finally:
-        multiprocessing.set_start_method(before, force=True)
-
-
-def _external_ports(executable: Any) -> Iterator[Any]:
-    """The outer ends of Injectors and Extractors, which live in the parent."""
-    for process, builder in executable.proc_builders.items():
-        for name in getattr(builder, "py_ports", ()):
-            for end in ("external_pipe_csp_send_port", "external_pipe_csp_recv_port"):
-                if hasattr(getattr(process, name), end):
-                    yield getattr(getattr(process, name), end)
-
-
-def _end_processes(processes: list[BaseProcess]) -> None:
-    """Terminate, wait 0.5 s for all together, kill, reap."""
-    for process in processes:
-        process.terminate()
-    limit = time.monotonic() + 0.5
-    for process in processes:
-        process.join(max(0.0, limit - time.monotonic()))
-    for process in processes:
-        if process.exitcode is None:
-            process.kill()
-            process.join(1.0)
-
-
-def _end_port(port: Any) -> None:
-    """Join the thread of a port and let go of its view of the shared memory."""
-    with suppress(Exception):  # a watchdog whose manager is gone
-        port.join()
-    if port.thread is not None:
-        port.thread.join(0.5)
-    port._array = []
-
-
-def _end_shared_memory(shared: Any) -> None:
-    """Shut the manager down, and unlink what it leaves if it was killed."""
-    handles = list(shared._shared_memory_handles)
-    with suppress(Exception):  # not started, killed, or views of the memory are alive
-        shared.shutdown()
-    for handle in handles:
-        with suppress(FileNotFoundError):
-            handle.unlink()
 
 
 def _stop_all() -> None:
