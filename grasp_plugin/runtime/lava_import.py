@@ -139,19 +139,30 @@ def forget_processes(processes: Iterable[Any]) -> None:
 
     processes = list(processes)
     gone = {id(p) for p in processes}
-    vars_gone = {id(v) for p in processes for v in p.vars}
     servers: Any = ProcessServer(), VarServer()
     servers[0].processes[:] = [p for p in servers[0].processes if id(p) not in gone]
-    servers[1].vars[:] = [v for v in servers[1].vars if id(v) not in vars_gone]
+    servers[1].vars[:] = [v for v in servers[1].vars if id(v.process) not in gone]
 
 
 @contextmanager
 def kept_logging() -> Iterator[None]:
-    """Keep the root logger's handlers and level: every Lava Process adds a handler to it."""
+    """Keep the handlers of the root logger and of Lava's own, and the root's level.
+
+    Every Lava Process adds a handler to the root logger, every compilation one to its own.
+    """
     root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
+    before, level = {name: list(log.handlers) for name, log in _loggers()}, root.level
     try:
         yield
     finally:
-        root.handlers[:] = handlers
+        for name, log in _loggers():
+            log.handlers[:] = before.get(name, [])
         root.setLevel(level)
+
+
+def _loggers() -> list[tuple[str, logging.Logger]]:
+    found = [("", logging.getLogger())]
+    for name, log in list(logging.Logger.manager.loggerDict.items()):
+        if name.startswith("lava.") and isinstance(log, logging.Logger):
+            found.append((name, log))
+    return found

@@ -151,7 +151,8 @@ import json, multiprocessing, os, signal, sys, threading, time
 from multiprocessing import process, shared_memory
 from pathlib import Path
 
-RUNTIME, CASE, TOKEN, STALL_S = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3], float(sys.argv[4])
+RUNTIME, CASE, TOKEN = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+STALL_S = float(sys.argv[4])
 shared_memory._SHM_NAME_PREFIX = f"/psm_{TOKEN}"
 process.current_process()._config["semprefix"] = f"/mp-{TOKEN}"
 
