@@ -28,7 +28,7 @@ from grasp_plugin.adapters.from_norse import from_norse
 MEMBRANE = {"tau_mem_inv": 10.0, "v_leak": 0.0, "v_th": 0.1, "v_reset": 0.0}
 
 # The surrogate's width has to suit that threshold: "circ" takes it from alpha. "super" of Norse
-# 1.1.0 takes no notice of alpha, its width is always 1, and learns much less here.
+# 1.1.0 takes no notice of alpha, its width is always 1, and learned much less (--validate).
 SURROGATE = {"method": "circ", "alpha": 0.04}
 
 
@@ -86,5 +86,5 @@ def export(net: nn.Sequential, sample: Tensor) -> nir.NIRGraph:
 
 
 if __name__ == "__main__":
-    # Gradients shrink by dt/tau at each layer of neurons: any decay would outweigh the first's.
+    # With 01's weight decay it learned less; gradients here shrink by dt/tau at each layer.
     train_and_write(__doc__, {"norse": conv_net}, run, export, weight_decay=0.0)

@@ -10,10 +10,9 @@ from grasp_plugin.network.network import Network, Population
 def lava_process(p: Population, precision: str) -> str:
     """The Process class by name: stock Lava where it is exact, ours where it is not.
 
-    "LIF" resets to value, has no constant drive (its bias would act before the input arrives) and no
-    negative threshold (it would spike at rest, before the input arrives);
-    "LIFRefractory" exists in float only and takes one membrane decay; "ResetLIF" and
-    "LeakyReadout" are ours.
+    "LIF" resets to value, has no constant drive (its bias would act before the input arrives) and
+    no negative threshold (it would spike at rest, before the input arrives); "LIFRefractory" exists
+    in float only and takes one membrane decay; "ResetLIF" and "LeakyReadout" are ours.
     """
     if p.reset is None:
         return "LeakyReadout"
