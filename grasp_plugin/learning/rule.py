@@ -1,0 +1,353 @@
+"""What a learning rule is: a pair of pure functions on an explicit state, and how pairs compose.
+
+    rule.init(weight) -> state              rule.update(factors, state, weight) -> (delta, state)
+    transform.init(weight) -> state         transform.update(delta, state, weight) -> (delta, state)
+    Plan(rule, transforms)                  is a rule again
+
+`weight` is [N_o, N_i]; the batch is the first axis of every factor. `state` is a nested dict of
+arrays that the caller holds; nothing is changed in place. `delta` is a dict: "weight" holds one of
+`Outer`, `PerSynapse`, `Full` (all with `dense()`, [N_o, N_i]), "bias" an array [N_o] where the
+rule has one. The caller adds it: weight + delta["weight"].dense().
+
+A rule *sums* over the batch. The 1/B of a mean is part of the loss, hence of the signal.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from array_api_compat import array_namespace, device
+
+from grasp_plugin.errors import Invalid
+from grasp_plugin.neurons.surrogate import Surrogate
+
+Array = Any  # a NumPy array or torch tensor
+State = dict[str, Any]  # nested, arrays at the leaves
+Delta = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """All that the synapses of one projection may see at step t: locality is this type.
+
+    Args:
+        pre: what arrives, before the weights (batch, N_i).
+        signal: third factor, dL/dS of the postsynaptic spike (batch, N_o).
+        membrane: membrane minus the threshold in force (batch, N_o).
+        post: dS/dmembrane (batch, N_o); None: the rule's surrogate at `membrane`.
+        spikes: postsynaptic spikes of this step (batch, N_o); only per-synapse traces read them.
+        active: 0 where the neuron is refractory, else 1 (batch, N_o); None: all active.
+        direct: dL/dmembrane that does not pass through the spike (batch, N_o), such as a penalty
+            on the membrane.
+    """
+
+    pre: Array
+    signal: Array | None = None
+    membrane: Array | None = None
+    post: Array | None = None
+    spikes: Array | None = None
+    active: Array | None = None
+    direct: Array | None = None
+
+    def need(self, name: str, by: str) -> Array:
+        """The factor of that name.
+
+        Raises:
+            Invalid: it was not given.
+        """
+        value = getattr(self, name)
+        if value is None:
+            raise Invalid(by, f"expected Factors.{name}, got None", f"Pass {name}=... in Factors")
+        return value
+
+
+@dataclass(frozen=True, eq=False)
+class Outer:
+    """scale * left^T right, never formed until asked: rank <= batch.
+
+    Args:
+        left: (batch, N_o); right: (batch, N_i); scale: a number or (1,).
+    """
+
+    left: Array
+    right: Array
+    scale: Array
+
+    def dense(self) -> Array:
+        return self.scale * (self.left.T @ self.right)
+
+    def scaled(self, by: Array) -> Outer:
+        return replace(self, scale=self.scale * by)
+
+
+@dataclass(frozen=True, eq=False)
+class PerSynapse:
+    """scale * sum_b left[b, o] eligibility[b, o, i]: a trace for each synapse, not of low rank.
+
+    Args:
+        left: (batch, N_o); eligibility: (batch, N_o, N_i); scale: a number or (1,).
+    """
+
+    left: Array
+    eligibility: Array
+    scale: Array
+
+    def dense(self) -> Array:
+        xp = array_namespace(self.left)
+        by_neuron = xp.permute_dims(self.eligibility, (1, 0, 2))
+        return self.scale * (self.left.T[:, None, :] @ by_neuron)[:, 0, :]
+
+    def scaled(self, by: Array) -> PerSynapse:
+        return replace(self, scale=self.scale * by)
+
+
+@dataclass(frozen=True, eq=False)
+class Full:
+    """A delta that has no factors any more, such as a sum over time (N_o, N_i)."""
+
+    value: Array
+
+    def dense(self) -> Array:
+        return self.value
+
+    def scaled(self, by: Array) -> Full:
+        return Full(self.value * by)
+
+
+def scaled(delta: Delta, by: Array) -> Delta:
+    """Every entry of a delta times a number (or an array of shape (1,))."""
+    kinds = (Outer, PerSynapse, Full)
+    return {k: v.scaled(by) if isinstance(v, kinds) else v * by for k, v in delta.items()}
+
+
+class Rule(ABC):
+    """A learning rule of one projection."""
+
+    @abstractmethod
+    def init(self, weight: Array, *, batch: int = 1) -> State:
+        """The state before step 0, on weight's dtype and device."""
+
+    @abstractmethod
+    def update(
+        self, factors: Factors, state: State, weight: Array, **extras: Any
+    ) -> tuple[Delta, State]:
+        """What to add to weight (and bias) after this step, and the state after it.
+
+        `extras` are for rules that need more than factors; a rule ignores those it does not know.
+        """
+
+
+class Transform(ABC):
+    """A map on deltas with a state: update schedulers, accumulators, burn-in."""
+
+    @abstractmethod
+    def init(self, weight: Array, *, batch: int = 1) -> State:
+        """The state before step 0."""
+
+    @abstractmethod
+    def update(
+        self, delta: Delta, state: State, weight: Array, **extras: Any
+    ) -> tuple[Delta, State]:
+        """The delta to pass on, and the state after it. `Plan` passes factors= and rule=."""
+
+
+class Trace(ABC):
+    """A filter on the presynaptic side of a rule; see `grasp_plugin.learning.traces`."""
+
+    rank_one: ClassVar[bool]  # value is (batch, N_i), else (batch, N_o, N_i)
+
+    @abstractmethod
+    def init(self, weight: Array, *, batch: int = 1) -> State:
+        """Zero traces."""
+
+    @abstractmethod
+    def update(self, factors: Factors, state: State) -> tuple[Array, State]:
+        """(the trace at this step, the state after it); factors.post is given, before masking."""
+
+
+@dataclass(frozen=True)
+class Plan(Rule):
+    """A rule followed by transforms, in order. Is itself a rule."""
+
+    rule: Rule
+    transforms: tuple[Transform, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "transforms", tuple(self.transforms))
+
+    def init(self, weight: Array, *, batch: int = 1) -> State:
+        after = {str(i): t.init(weight, batch=batch) for i, t in enumerate(self.transforms)}
+        return {"rule": self.rule.init(weight, batch=batch), "transforms": after}
+
+    def update(
+        self, factors: Factors, state: State, weight: Array, **extras: Any
+    ) -> tuple[Delta, State]:
+        delta, inner = self.rule.update(factors, state["rule"], weight, **extras)
+        after = {}
+        extras = {**extras, "factors": factors, "rule": self.rule}
+        for i, transform in enumerate(self.transforms):
+            old = state["transforms"][str(i)]
+            delta, after[str(i)] = transform.update(delta, old, weight, **extras)
+        return delta, {"rule": inner, "transforms": after}
+
+
+@dataclass(frozen=True)
+class ThreeFactor(Rule):
+    """The skeleton that DECOLLE, ETLP and OTTT share: error times surrogate times trace.
+
+    delta[t]      = -eta sum_b d[t]_b (x) trace[t]_b
+    d[t]          = signal[t] post[t] active[t] + direct[t]
+    delta_bias[t] = -eta sum_b d[t]_b c[t]_b            c: the bias's trace of a constant 1
+    Args:
+        symbol  argument       unit  shape
+        trace   trace          -     (batch, N_i) or (batch, N_o, N_i)
+        post    surrogate      -     (batch, N_o); None: post = 1, a memoryless linear readout
+        eta     learning_rate  -     ()
+        c       bias           -     a trace; Instant(): c = 1; None: no bias
+
+    Raises:
+        Invalid: a factor that the rule needs is missing.
+    """
+
+    trace: Trace
+    surrogate: Surrogate | None
+    learning_rate: float
+    bias: Trace | None = None
+    name: str = field(default="rule", compare=False)
+
+    def init(self, weight: Array, *, batch: int = 1) -> State:
+        state = {"trace": self.trace.init(weight, batch=batch)}
+        if self.bias is not None:
+            state["bias"] = self.bias.init(weight[:, :1], batch=batch)
+        return state
+
+    def seen(self, factors: Factors) -> Factors:
+        """The factors with `post` filled in from the surrogate."""
+        if factors.post is not None:
+            return factors
+        if self.surrogate is not None:
+            post = self.surrogate.first(factors.need("membrane", self.name))
+        else:
+            known = factors.need("signal", self.name)
+            post = array_namespace(known).ones_like(known)
+        return replace(factors, post=post)
+
+    def error(self, factors: Factors) -> Array:
+        """d = dL/dmembrane of this step (batch, N_o)."""
+        if factors.signal is None:
+            return factors.need("direct", self.name)
+        error = factors.signal * self.seen(factors).post
+        if factors.active is not None:
+            error = error * factors.active
+        return error if factors.direct is None else error + factors.direct
+
+    def update(
+        self, factors: Factors, state: State, weight: Array, **extras: Any
+    ) -> tuple[Delta, State]:
+        del weight, extras
+        error = self.error(factors)
+        local = all(t.rank_one for t in (self.trace, self.bias) if t is not None)
+        seen = factors if local else self.seen(factors)
+        value, trace = self.trace.update(seen, state["trace"])
+        delta: Delta = {"weight": self._pair(error, value)}
+        state = {**state, "trace": trace}
+        if self.bias is not None:
+            constant = replace(seen, pre=array_namespace(error).ones_like(seen.pre[:, :1]))
+            value, state["bias"] = self.bias.update(constant, state["bias"])
+            delta["bias"] = self._pair(error, value).dense()[:, 0]
+        return delta, state
+
+    def _pair(self, error: Array, value: Array) -> Outer | PerSynapse:
+        kind = Outer if value.ndim == 2 else PerSynapse
+        return kind(error, value, -self.learning_rate)
+
+
+@dataclass(frozen=True)
+class BurnIn(Transform):
+    """delta = 0 in the first `steps` steps; traces advance meanwhile."""
+
+    steps: int
+
+    def init(self, weight: Array, *, batch: int = 1) -> State:
+        return {"step": counter(weight)}
+
+    def update(
+        self, delta: Delta, state: State, weight: Array, **extras: Any
+    ) -> tuple[Delta, State]:
+        xp = array_namespace(weight)
+        is_open = xp.astype(state["step"] >= self.steps, weight.dtype)
+        return scaled(delta, is_open), {"step": state["step"] + 1}
+
+
+@dataclass(frozen=True)
+class Accumulate(Transform):
+    """The sum of the last `steps` deltas at every `steps`-th step, zero in between.
+
+    Raises:
+        Invalid: steps < 1.
+    """
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise Invalid("Accumulate", f"expected steps >= 1, got {self.steps}", "Pass steps >= 1")
+
+    def init(self, weight: Array, *, batch: int = 1) -> State:
+        zero = weight * 0
+        return {"weight": zero, "bias": zero[:, 0], "step": counter(weight)}
+
+    def update(
+        self, delta: Delta, state: State, weight: Array, **extras: Any
+    ) -> tuple[Delta, State]:
+        xp = array_namespace(weight)
+        step = state["step"] + 1
+        due = xp.astype(step % self.steps == 0, weight.dtype)
+        total = {"weight": state["weight"] + delta["weight"].dense()}
+        if "bias" in delta:
+            total["bias"] = state["bias"] + delta["bias"]
+        out: Delta = {**scaled(total, due), "weight": Full(total["weight"] * due)}
+        return out, {**state, **scaled(total, 1 - due), "step": step}
+
+
+def counter(like: Array) -> Array:
+    """A step counter at 0 (1,), int64, beside `like`."""
+    xp = array_namespace(like)
+    return xp.zeros((1,), dtype=xp.int64, device=device(like))
+
+
+def zeros(weight: Array, *shape: int) -> Array:
+    """Zeros of a shape with weight's dtype, beside it."""
+    return array_namespace(weight).zeros(shape, dtype=weight.dtype, device=device(weight))
+
+
+def leaves(state: State, prefix: str = "") -> Iterator[tuple[str, Array]]:
+    """(dotted name, array) of every leaf of a nested dict, in order."""
+    for key, value in state.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def check_finite(state: State, *, node: str, step: int) -> None:
+    """Refuse a state with NaN or infinity; call it before the step's weights are kept.
+
+    Raises:
+        Invalid: names the node, the step, the trace and how many entries are not finite.
+    """
+    for name, value in leaves(state):
+        xp = array_namespace(value)
+        if xp.isdtype(value.dtype, "real floating"):
+            bad = int(xp.sum(xp.astype(~xp.isfinite(value), xp.int64)))
+            if bad:
+                raise Invalid(
+                    node,
+                    f"expected finite traces, got {bad} entries of {name!r} at step {step} that "
+                    "are NaN or infinite",
+                    "Go on from the weights of the step before, with a smaller learning rate or "
+                    "input without NaN",
+                )
