@@ -2,7 +2,8 @@
 
 Run in a child, so that what other tests hold does not count. After 20 cycles of warm-up (imports,
 caches, pools) memory may grow by 4 MB over the rest (20 kB a cycle; a graph with its models takes
-about 500 kB), file descriptors, threads, log handlers and shared memory not at all.
+about 500 kB), file descriptors, threads, log handlers, shared memory and Lava's lists of
+Processes and Vars not at all.
 """
 
 from __future__ import annotations
@@ -26,10 +27,13 @@ from grasp_plugin.runtime.lava_import import kept_logging, require_lava
 
 require_lava()
 import nir
+from lava.magma.core.process.process import ProcessServer
+from lava.magma.core.process.variable import VarServer
 from lava.magma.core.run_configs import Loihi2SimCfg
 from lava.proc.dense.process import Dense
 from lava.proc.io.source import RingBuffer
 from lava.proc.lif.process import LIF
+from lava.proc.monitor.process import Monitor
 
 nodes = {"i": nir.Input(np.array([8])), "w": nir.Linear(np.ones((8, 8))),
          "n": nir.LIF(*(np.full(8, v) for v in (0.01, 1.0, 0.0, 1.0, 0.0))),
@@ -42,6 +46,8 @@ def own(runtime):
     with kept_logging():
         source = RingBuffer(data=np.ones((8, 4)))
         dense, lif = Dense(weights=np.ones((8, 8))), LIF(shape=(8,))
+        monitor = Monitor()
+        monitor.probe(lif.v, 4)
     source.s_out.connect(dense.s_in)
     dense.a_out.connect(lif.a_in)
     with lava_session(lif, Loihi2SimCfg(select_tag="floating_pt"), runtime=runtime) as session:
@@ -60,7 +66,8 @@ def held():
     threads = len(os.listdir("/proc/self/task"))
     shared = [n for n in os.listdir("/dev/shm") if n.startswith(("psm_", "sem."))]
     return {"rss": rss, "fds": len(os.listdir("/proc/self/fd")), "threads": threads,
-            "handlers": len(logging.getLogger().handlers), "shared": len(shared)}
+            "handlers": len(logging.getLogger().handlers), "shared": len(shared),
+            "vars": len(VarServer().vars), "processes": len(ProcessServer().processes)}
 
 
 if __name__ == "__main__":
@@ -90,6 +97,6 @@ def test_cycles_leave_nothing(runtime: str, warm: int, cycles: int, tmp_path: Pa
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     before, after = json.loads(done.stdout.splitlines()[-1])
-    for key in ("fds", "threads", "handlers", "shared"):
+    for key in ("fds", "threads", "handlers", "shared", "vars", "processes"):
         assert after[key] <= before[key], (key, before, after)
     assert after["rss"] - before["rss"] < 4, (before, after)
