@@ -51,14 +51,14 @@ class Recorder:
     def roots(self, sources: frozenset[Source]) -> frozenset[str]:
         """The inputs that `sources` depend on."""
         found: set[str] = set()
-        todo, seen = [name for name, _ in sources], set()
-        while todo:
-            name = todo.pop()
+        waiting, seen = [name for name, _ in sources], set()
+        while waiting:
+            name = waiting.pop()
             if name in self.inputs:
                 found.add(name)
             elif name not in seen:
                 seen.add(name)
-                todo += [n for call in self.layers[name].calls for n, _ in call.sources]
+                waiting += [n for call in self.layers[name].calls for n, _ in call.sources]
         return frozenset(found)
 
     def call(

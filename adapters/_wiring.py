@@ -136,12 +136,12 @@ def components(edges: Iterable[Edge]) -> dict[str, set[str]]:
 
 def _reach(start: str, after: Mapping[str, set[str]]) -> set[str]:
     seen: set[str] = set()
-    todo = list(after.get(start, ()))
-    while todo:
-        name = todo.pop()
+    waiting = list(after.get(start, ()))
+    while waiting:
+        name = waiting.pop()
         if name not in seen:
             seen.add(name)
-            todo += after.get(name, ())
+            waiting += after.get(name, ())
     return seen
 
 
@@ -150,9 +150,9 @@ def _refuse_late_bias(
 ) -> None:
     """A bias before a delayed edge would start one step late; NIR's starts at once."""
     for late_source, target in sorted(delayed):
-        todo = [late_source]
-        while todo:
-            name = todo.pop()
+        waiting = [late_source]
+        while waiting:
+            name = waiting.pop()
             node: Any = nodes[name]
             if isinstance(node, (*NEURONS, nir.Input)):
                 continue
@@ -163,4 +163,4 @@ def _refuse_late_bias(
                     f" reaches {target!r} from the second step on",
                     "Apply the layer to the spikes of the step before, or leave out its bias",
                 )
-            todo += [a for a, b in edges if b == name and (a, b) not in delayed]
+            waiting += [a for a, b in edges if b == name and (a, b) not in delayed]

@@ -91,6 +91,14 @@ def ottt(
 def sltt(learning_rate: float, *, layer: str = "hidden", slope: float = 4.0) -> Rule:
     """OTTT without memory, lambda_trace = 0: dW = -eta sum_b g[t] outer s_in[t].
 
+    Args:
+        learning_rate: eta, (), no unit.
+        layer: "hidden", "first" or "readout" (linear, so without surrogate).
+        slope: (), of the sigmoid surrogate.
+
+    Raises:
+        Invalid: an unknown layer.
+
     References:
         Meng et al., ICCV 2023 (qymeng94/SLTT, no licence, not copied).
     """
