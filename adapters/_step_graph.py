@@ -20,6 +20,7 @@ from grasp_plugin.adapters._from_nir import layer_to_torch
 from grasp_plugin.adapters._layers import Array
 from grasp_plugin.adapters._wiring import NEURONS, late_projections, projections
 from grasp_plugin.errors import Invalid, MissingChoice, Refused
+from grasp_plugin.network.adaptation import has_adaptation
 from grasp_plugin.network.graph import FlatGraph, flatten
 from grasp_plugin.network.hints import RESETS, read_hints
 
@@ -94,6 +95,13 @@ def build(
             f"expected times in seconds, got time_unit {flat.hints['time_unit']!r}",
             "Convert the graph to seconds first",
         )
+    for name, node in flat.nodes.items():
+        if has_adaptation(node):
+            raise Refused(
+                name,
+                "expected a neuron with a fixed threshold, got hints of rho, theta and n_ref",
+                "Use grasp_plugin's own back ends",
+            )
     choices = Choices(flat.hints, dt, reset)
     dtype = torch.get_default_dtype() if dtype is None else dtype
     neurons = {

@@ -42,6 +42,7 @@ def describe(network: Network) -> dict[str, Any]:
             "node": p.node,
             "shape": list(p.shape),
             "reset": p.reset,
+            "adaptive": p.adaptive,
             "lava_float": timing or lava_process(p, "float"),
             "lava_fixed": timing or reason or lava_process((fixed or network)[p.name], "loihi"),
         }
@@ -93,7 +94,8 @@ def info_text(name: str, facts: dict[str, Any]) -> str:
         f"{name}: dt {facts['dt_s']} s; inputs {shapes}; outputs {outputs}",
         table(
             [
-                [p["name"], p["node"], tuple(p["shape"]), p["reset"] or "-",
+                [p["name"], p["node"], tuple(p["shape"]),
+                 (p["reset"] or "-") + (", adaptive" if p["adaptive"] else ""),
                  _short(p["lava_float"]), _short(p["lava_fixed"])]
                 for p in facts["populations"]
             ],

@@ -16,6 +16,7 @@ from grasp_plugin.runtime.session import (
     Recording,
     Session,
     in_float_units,
+    membrane_lsbs,
     require_whole_numbers,
 )
 
@@ -27,9 +28,10 @@ class FusedSession(Session):
         super().__init__(network)
         self._packed = pack(network)
         self._states: list[PackedState] = []
+        self._adaptive = any(p.adaptive for p in network.populations)
 
     def records(self) -> tuple[str, ...]:
-        return ("membrane",)
+        return ("membrane", "margin")
 
     def _run(self, inputs: dict[str, Floats], record: tuple[str, ...], progress: bool) -> Recording:
         from tqdm import tqdm
@@ -44,14 +46,21 @@ class FusedSession(Session):
         saturated = np.zeros(len(populations), np.int64)
         for b in tqdm(range(batch), disable=not progress, desc="fused", leave=False):
             x = np.concatenate([inputs[name][:, b] for name in packed.input_slices], axis=1)
-            out, membrane, limits = advance(packed, self._states[b], x, bool(record))
+            margin = np.empty((steps, packed.neurons), packed.v_init.dtype)
+            out, membrane, limits = advance(
+                packed, self._states[b], x, "membrane" in record,
+                margin if "margin" in record else None,
+            )  # fmt: skip
             saturated += limits
             for p in populations:
                 mine = out[:, packed.slices[p.name]]
                 kept["spikes"][p.name][:, b] = mine if p.spiking else in_float_units(p, mine)
-                if record:
+                if "membrane" in record:
                     v = membrane[:, packed.slices[p.name]]
                     kept["membrane"][p.name][:, b] = in_float_units(p, v)
+                if "margin" in record:
+                    distance = margin[:, packed.slices[p.name]] / membrane_lsbs(p)
+                    kept["margin"][p.name][:, b] = distance if p.spiking else 1.0
         shaped = {
             what: {p.name: kept[what][p.name].reshape(steps, batch, *p.shape) for p in populations}
             for what in kept
@@ -61,6 +70,7 @@ class FusedSession(Session):
             shaped["spikes"],
             dict(self.network.outputs),
             shaped.get("membrane", {}),
+            shaped.get("margin", {}),
             saturated=counts,
         )
 
@@ -73,7 +83,7 @@ class FusedSession(Session):
     def _state_arrays(self) -> dict[str, Array]:
         return {
             key: np.stack([getattr(s, key) for s in self._states])
-            for key in ("u", "v", "s", "history")
+            for key in ("u", "v", "s", "history", *(("adapt", "wait") if self._adaptive else ()))
         }
 
     def _set_state_arrays(self, arrays: dict[str, Array], batch: int) -> None:
@@ -95,6 +105,6 @@ class FusedSession(Session):
             mine = self._packed.slices[p.name]
             u = np.stack([s.u[mine] for s in states]).astype(np.float64)
             v = np.stack([in_float_units(p, s.v[mine]) for s in states])
-            u /= 1.0 if p.scale is None else 64.0 * p.scale
+            u /= membrane_lsbs(p)
             out[p.name] = {"u": u.reshape(-1, *p.shape), "v": v.reshape(-1, *p.shape)}
         return out

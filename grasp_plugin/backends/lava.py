@@ -26,7 +26,8 @@ from grasp_plugin.runtime.session import (
 )
 
 ABSOLUTE = "refractory_period_end"  # in Lava's own time steps
-STATE = ("u", "v", "s", "age", "a_buff", "buffer", ABSOLUTE)
+ADAPTATION = ("adapt", "wait")  # of adaptive populations
+STATE = ("u", "v", "s", "age", "a_buff", "buffer", ABSOLUTE, *ADAPTATION)
 
 
 class LavaSession(Session):
@@ -190,12 +191,12 @@ class _Graph:
         )
         self._runtimes = []
         self._first: list[Any] = []
-        for part in _connected_parts(processes):
+        for part in connected_parts(processes):
             self._runtimes.append(InProcessRuntime(part[0].compile(config), part[0]))
             self._first.append(part[0])
         self._models = {
             id(p): runtime.model_of(p)
-            for runtime, part in zip(self._runtimes, _connected_parts(processes), strict=True)
+            for runtime, part in zip(self._runtimes, connected_parts(processes), strict=True)
             for p in part
         }
         self._stateful = [
@@ -203,6 +204,7 @@ class _Graph:
             for i, process in enumerate(self._layout.processes())
             for name in sorted(self.model(process).var_id_to_var_map.values())
             if name in STATE
+            and (name not in ADAPTATION or getattr(self.model(process), "adaptive", True))
         ]
         self._rest = self.take()
 
@@ -302,8 +304,10 @@ def model_class(process: Any, tag: str) -> type:
     from lava.proc.sparse import models as sparse
 
     from grasp_plugin.processes.leaky import models as ours
+    from grasp_plugin.processes.plastic import models as plastic
+    from grasp_plugin.processes.signal import models as signal
 
-    for module in (neurons, dense, sparse, source, sink, ours):
+    for module in (neurons, dense, sparse, source, sink, ours, plastic, signal):
         for candidate in vars(module).values():
             implemented = getattr(candidate, "implements_process", None)
             if implemented is type(process) and tag in getattr(candidate, "tags", ()):
@@ -313,7 +317,7 @@ def model_class(process: Any, tag: str) -> type:
     )
 
 
-def _connected_parts(processes: list[Any]) -> list[list[Any]]:
+def connected_parts(processes: list[Any]) -> list[list[Any]]:
     """Lava compiles what is connected; a network may fall into several parts."""
     home = {id(p): {id(p)} for p in processes}
     for p in processes:

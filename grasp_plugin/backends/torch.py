@@ -61,9 +61,10 @@ class TorchNetwork(nn.Module):
                 f"bias_{i}", nn.Parameter(torch.as_tensor(bias.value.copy(), dtype=dtype))
             )
         for i, population in enumerate(network.populations):
-            for key in ("du", "dv", "v_th", "drive", "v_init"):
+            for key in (*_parameters(population), "v_init"):
                 value = torch.as_tensor(getattr(population, key).copy(), dtype=dtype)
                 self.register_buffer(f"{key}_{i}", value)
+        self._fields = [_parameters(p) for p in network.populations]
         self._synapses = [_synapse(p) for p in network.projections]
 
     def weights(self) -> dict[str, Floats]:
@@ -74,12 +75,14 @@ class TorchNetwork(nn.Module):
         }
 
     def initial_state(self, batch: int) -> State:
-        """Rest: u = 0, v = v_init, s = 0 for every population, (batch, size)."""
+        """Rest: v = v_init and else 0 for every population, (batch, size); see `lif.step`."""
         state: State = {"populations": {}, "past": {}}
         for i, p in enumerate(self.network.populations):
             v = getattr(self, f"v_init_{i}").expand(batch, -1)
             zero = torch.zeros_like(v)
             state["populations"][p.name] = {"u": zero, "v": v, "s": zero}
+            if p.adaptive:
+                state["populations"][p.name] |= {"adapt": zero, "wait": zero}
         return state
 
     def step(
@@ -100,7 +103,7 @@ class TorchNetwork(nn.Module):
             for k, bias in enumerate(self.network.biases):
                 if bias.target == p.name and t >= bias.onset_steps:
                     a = a + getattr(self, f"bias_{k}")
-            parameters = {key: getattr(self, f"{key}_{i}") for key in ("du", "dv", "v_th", "drive")}
+            parameters = {key: getattr(self, f"{key}_{i}") for key in self._fields[i]}
             out, new, margin = lif.step(a, old, reset=p.reset, spike=self.spike, **parameters)
             outputs[p.name], populations[p.name], margins[p.name] = out, new, margin
         return (
@@ -129,6 +132,12 @@ class TorchNetwork(nn.Module):
             for name, record in kept.items():
                 record.append(outputs[name])
         return {name: torch.stack(record) for name, record in kept.items()}, state
+
+
+def _parameters(p: Population) -> tuple[str, ...]:
+    """What `lif.step` takes for a population."""
+    plain = ("du", "dv", "v_th", "drive")
+    return (*plain, "rho", "theta", "n_ref") if p.adaptive else plain
 
 
 def _shift(

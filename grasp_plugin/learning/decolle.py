@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from grasp_plugin.errors import Invalid
-from grasp_plugin.learning.rule import BurnIn, Plan, Rule, ThreeFactor
-from grasp_plugin.learning.signals import Loss, RandomReadout, SmoothL1
+from grasp_plugin.learning.losses import Loss, SmoothL1
+from grasp_plugin.learning.rule import Plan, Rule, ThreeFactor
+from grasp_plugin.learning.signals import RandomReadout
 from grasp_plugin.learning.traces import Decay, DoubleExponential, Instant
+from grasp_plugin.learning.transforms import BurnIn
 from grasp_plugin.neurons.surrogate import Boxcar, FastSigmoid
 
 

@@ -67,7 +67,7 @@ def ottt(
     Example:
         >>> from grasp_plugin.learning import ottt
         >>> ottt(0.1, layer="first", official=True).trace, ottt(0.1, reset="value").trace
-        (Instant(), SynapticExponential(decay=0.5, hard_reset=True))
+        (Instant(), SynapticExponential(decay=0.5, hard_reset=True, current=None, refractory=False))
     """
     default = "official" if official else "exact"
     knobs = {

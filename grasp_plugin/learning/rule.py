@@ -186,12 +186,18 @@ class Plan(Rule):
         self, factors: Factors, state: State, weight: Array, **extras: Any
     ) -> tuple[Delta, State]:
         delta, inner = self.rule.update(factors, state["rule"], weight, **extras)
+        delta, after = self.pass_on(delta, factors, state["transforms"], weight, **extras)
+        return delta, {"rule": inner, "transforms": after}
+
+    def pass_on(
+        self, delta: Delta, factors: Factors, state: State, weight: Array, **extras: Any
+    ) -> tuple[Delta, State]:
+        """A delta of the rule through the transforms; `state` is theirs."""
         after = {}
         extras = {**extras, "factors": factors, "rule": self.rule}
         for i, transform in enumerate(self.transforms):
-            old = state["transforms"][str(i)]
-            delta, after[str(i)] = transform.update(delta, old, weight, **extras)
-        return delta, {"rule": inner, "transforms": after}
+            delta, after[str(i)] = transform.update(delta, state[str(i)], weight, **extras)
+        return delta, after
 
 
 @dataclass(frozen=True)
@@ -265,54 +271,6 @@ class ThreeFactor(Rule):
         return kind(error, value, -self.learning_rate)
 
 
-@dataclass(frozen=True)
-class BurnIn(Transform):
-    """delta = 0 in the first `steps` steps; traces advance meanwhile."""
-
-    steps: int
-
-    def init(self, weight: Array, *, batch: int = 1) -> State:
-        return {"step": counter(weight)}
-
-    def update(
-        self, delta: Delta, state: State, weight: Array, **extras: Any
-    ) -> tuple[Delta, State]:
-        xp = array_namespace(weight)
-        is_open = xp.astype(state["step"] >= self.steps, weight.dtype)
-        return scaled(delta, is_open), {"step": state["step"] + 1}
-
-
-@dataclass(frozen=True)
-class Accumulate(Transform):
-    """The sum of the last `steps` deltas at every `steps`-th step, zero in between.
-
-    Raises:
-        Invalid: steps < 1.
-    """
-
-    steps: int
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise Invalid("Accumulate", f"expected steps >= 1, got {self.steps}", "Pass steps >= 1")
-
-    def init(self, weight: Array, *, batch: int = 1) -> State:
-        zero = weight * 0
-        return {"weight": zero, "bias": zero[:, 0], "step": counter(weight)}
-
-    def update(
-        self, delta: Delta, state: State, weight: Array, **extras: Any
-    ) -> tuple[Delta, State]:
-        xp = array_namespace(weight)
-        step = state["step"] + 1
-        due = xp.astype(step % self.steps == 0, weight.dtype)
-        total = {"weight": state["weight"] + delta["weight"].dense()}
-        if "bias" in delta:
-            total["bias"] = state["bias"] + delta["bias"]
-        out: Delta = {**scaled(total, due), "weight": Full(total["weight"] * due)}
-        return out, {**state, **scaled(total, 1 - due), "step": step}
-
-
 def counter(like: Array) -> Array:
     """A step counter at 0 (1,), int64, beside `like`."""
     xp = array_namespace(like)
@@ -331,6 +289,36 @@ def leaves(state: State, prefix: str = "") -> Iterator[tuple[str, Array]]:
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def with_leaves(state: State, arrays: dict[str, Array], prefix: str = "") -> State:
+    """The same nested dict with the arrays that `leaves` names.
+
+    Raises:
+        Invalid: an array is missing.
+    """
+    out: State = {}
+    for key, value in state.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            out[key] = with_leaves(value, arrays, f"{name}.")
+        elif name in arrays:
+            out[key] = arrays[name]
+        else:
+            raise Invalid(name, "expected this array in the state, got none", "Save it again")
+    return out
+
+
+def is_finite(delta: Delta) -> bool:
+    """False if a factor of the delta holds NaN or infinity; one sum over each."""
+    for value in delta.values():
+        parts = vars(value).values() if isinstance(value, (Outer, PerSynapse, Full)) else (value,)
+        for part in parts:
+            if not isinstance(part, (int, float)):
+                xp = array_namespace(part)
+                if not bool(xp.isfinite(xp.sum(part))):
+                    return False
+    return True
 
 
 def check_finite(state: State, *, node: str, step: int) -> None:

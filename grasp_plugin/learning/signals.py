@@ -3,6 +3,7 @@
     RandomReadout      a fixed random readout of the layer's own spikes, and a loss   DECOLLE
     Projection         a label (or an error) through a fixed random matrix, at        ETLP
                        random teaching events
+    OutputError        output minus label, at the same events                         ETLP's output
     Backpropagation    the loss at this step through the layers above                 OTTT
 
 Each is a frozen dataclass with `init` and `update` on an explicit state, as a rule is; the fixed
@@ -15,7 +16,6 @@ All arrays (batch, classes) or (batch, neuron); everything is dimensionless.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,127 +23,14 @@ import numpy as np
 from array_api_compat import array_namespace, device
 
 from grasp_plugin.errors import Invalid
+from grasp_plugin.learning.counter_random import uniform
+from grasp_plugin.learning.losses import CrossEntropy, Loss, SmoothL1
 from grasp_plugin.learning.rule import Array, State, counter
-
-# --- losses ------------------------------------------------------------------------------------
-
-
-class Loss(ABC):
-    """A loss of logits y and target, with m = `mask` (batch, 1): 0 where there is no target."""
-
-    @abstractmethod
-    def value(self, y: Array, target: Array, mask: Array = 1.0) -> Array:
-        """The scalar loss."""
-
-    @abstractmethod
-    def gradient(self, y: Array, target: Array, mask: Array = 1.0) -> Array:
-        """dL/dy (batch, classes), with the mean's 1/B in it."""
-
-
-@dataclass(frozen=True)
-class SmoothL1(Loss):
-    """L = mean over B C of d^2 / 2 if |d| < 1 else |d| - 1/2,   d = m (y - target)."""
-
-    def value(self, y: Array, target: Array, mask: Array = 1.0) -> Array:
-        xp = array_namespace(y)
-        d = (y - target) * mask
-        return xp.mean(xp.where(abs(d) < 1, d * d / 2, abs(d) - 0.5))
-
-    def gradient(self, y: Array, target: Array, mask: Array = 1.0) -> Array:
-        d = (y - target) * mask
-        return array_namespace(y).clip(d, -1.0, 1.0) * mask / math.prod(y.shape)
-
-
-@dataclass(frozen=True)
-class MSE(Loss):
-    """L = mean over B C of d^2 (without the 1/2), d = m (y - target)."""
-
-    def value(self, y: Array, target: Array, mask: Array = 1.0) -> Array:
-        d = (y - target) * mask
-        return array_namespace(y).mean(d * d)
-
-    def gradient(self, y: Array, target: Array, mask: Array = 1.0) -> Array:
-        return 2 * (y - target) * mask * mask / math.prod(y.shape)
-
-
-@dataclass(frozen=True)
-class CrossEntropy(Loss):
-    """L = -1/B sum_b m_b sum_c target_bc log softmax(y_b)_c."""
-
-    def value(self, y: Array, target: Array, mask: Array = 1.0) -> Array:
-        xp = array_namespace(y)
-        shifted = y - xp.max(y, axis=1, keepdims=True)
-        log_p = shifted - xp.log(xp.sum(xp.exp(shifted), axis=1, keepdims=True))
-        return -xp.sum(mask * target * log_p) / y.shape[0]
-
-    def gradient(self, y: Array, target: Array, mask: Array = 1.0) -> Array:
-        xp = array_namespace(y)
-        e = xp.exp(y - xp.max(y, axis=1, keepdims=True))
-        p = e / xp.sum(e, axis=1, keepdims=True)
-        return mask * (p * xp.sum(target, axis=1, keepdims=True) - target) / y.shape[0]
-
-
-@dataclass(frozen=True)
-class Weighted(Loss):
-    """L = sum_k c_k L_k, from pairs (c_k, L_k)."""
-
-    terms: tuple[tuple[float, Loss], ...]
-
-    def value(self, y: Array, target: Array, mask: Array = 1.0) -> Array:
-        return sum(c * loss.value(y, target, mask) for c, loss in self.terms)
-
-    def gradient(self, y: Array, target: Array, mask: Array = 1.0) -> Array:
-        return sum(c * loss.gradient(y, target, mask) for c, loss in self.terms)
-
-
-def one_hot(labels: Array, classes: int, like: Array, *, node: str = "labels") -> Array:
-    """Labels (batch,) as rows of 0 and 1 (batch, classes), in like's dtype.
-
-    Raises:
-        Invalid: a label outside 0..classes-1 (named with its place), or not an integer.
-    """
-    xp = array_namespace(like)
-    labels = xp.asarray(labels, device=device(like))
-    if not xp.isdtype(labels.dtype, "integral"):
-        raise Invalid(node, f"expected integer labels, got {labels.dtype}", "Pass class indices")
-    for place, label in enumerate(labels.tolist()):
-        if not 0 <= label < classes:
-            raise Invalid(
-                node,
-                f"expected labels in 0..{classes - 1}, got {label} at position {place}",
-                f"Raise classes (now {classes}) or mend the label",
-            )
-    hot = labels[:, None] == xp.arange(classes, device=device(like))[None, :]
-    return xp.astype(hot, like.dtype)
-
-
-# --- random numbers that depend on (seed, step, index) only ---------------------------------------
-
-_WORD = 0xFFFFFFFF
-
-
-def _mix(x: Array) -> Array:
-    """A bijection of 32-bit words held in int64 that leaves no visible pattern."""
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
-        x = x ^ (x >> shift)
-        high = ((x >> 16) * factor & 0xFFFF) << 16
-        x = ((x & 0xFFFF) * factor + high) & _WORD
-    return x ^ (x >> 16)
-
-
-def uniform(seed: int, step: Array, size: int, like: Array) -> Array:
-    """Numbers in [0, 1) (size,), in like's dtype; `step` is a counter (1,)."""
-    xp = array_namespace(like)
-    index = xp.arange(size, dtype=xp.int64, device=device(like))
-    key = _mix(_mix(step & _WORD) ^ (seed & _WORD))
-    return xp.astype(_mix((key + index * 0x9E3779B9) & _WORD), like.dtype) / 2**32
+from grasp_plugin.neurons.surrogate import Sigmoid, Surrogate
 
 
 def _fixed(values: Any, like: Array) -> Array:
     return array_namespace(like).asarray(values, dtype=like.dtype, device=device(like))
-
-
-# --- signals --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -255,7 +142,8 @@ class Projection:
                 source        -     "label" or "error"
         v_reg   v_reg         -     ()
         thr     thr           -     ()
-                seed          -     ()
+                seed          -     () of the events, and of Bf unless
+                matrix_seed   -     () is given
 
     State:
         "event" (1,) is 1 after a step with an event, else 0; the output layer, which learns from
@@ -276,6 +164,7 @@ class Projection:
     v_reg: float = 0.0
     thr: float = 1.0
     seed: int = 0
+    matrix_seed: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1:
@@ -291,7 +180,8 @@ class Projection:
 
     def init(self, neurons: int, like: Array) -> State:
         """The fixed feedback of `neurons` neurons, in like's dtype and on its device."""
-        b = np.random.default_rng(self.seed).normal(size=(neurons, self.classes))
+        seed = self.seed if self.matrix_seed is None else self.matrix_seed
+        b = np.random.default_rng(seed).normal(size=(neurons, self.classes))
         event = array_namespace(like).zeros((1,), dtype=like.dtype, device=device(like))
         feedback = _fixed(b / math.sqrt(neurons), like)
         return {"feedback": feedback, "step": counter(like), "event": event}
@@ -316,9 +206,46 @@ class Projection:
                 raise Invalid("Projection", "expected potential, got None", "Pass potential=V")
             beyond = xp.astype(abs(potential) > self.thr, signal.dtype)
             signal = signal + self.v_reg * potential * beyond
-        drawn = uniform(self.seed, state["step"], 1, target) < self.probability
-        event = xp.astype(drawn, target.dtype)
+        event = teaching_event(self.seed, state["step"], self.probability, target)
         return signal * event, {**state, "step": state["step"] + 1, "event": event}
+
+
+def teaching_event(seed: int, step: Array, probability: float, like: Array) -> Array:
+    """1 with `probability`, else 0, (1,): one draw for the whole batch; `step` (1,) counts them."""
+    return array_namespace(like).astype(uniform(seed, step, 1, like) < probability, like.dtype)
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """The signal of ETLP's output weights: (S_o - y*) at teaching events, else 0.
+
+    The events are those of every `Projection` with the same probability and seed.
+
+    References:
+        Quintana et al. 2024; authors' code, models.py:58-62.
+    """
+
+    classes: int
+    probability: float = 0.1
+    seed: int = 0
+
+    def init(self, neurons: int, like: Array) -> State:
+        """The step counter.
+
+        Raises:
+            Invalid: neurons is not the number of classes.
+        """
+        if neurons != self.classes:
+            raise Invalid(
+                "OutputError", f"expected one output neuron a class, got {neurons} for "
+                f"{self.classes} classes", "Pass classes=... to match the output population",
+            )  # fmt: skip
+        return {"step": counter(like)}
+
+    def update(self, output: Array, target: Array, state: State) -> tuple[Array, State]:
+        """(the signal (batch, C), state)."""
+        event = teaching_event(self.seed, state["step"], self.probability, target)
+        return (output - target) * event, {"step": state["step"] + 1}
 
 
 @dataclass(frozen=True)
@@ -328,13 +255,15 @@ class Backpropagation:
     p[t]          = dL[t]/do[t]                                        at the logits
     dL[t]/ds^l    = g^{l+1}[t] W^{l+1},   g^{l+1} = dL[t]/du^{l+1}     at the spikes of layer l
 
-    Not local: each layer waits for the layers above it.
+    Not local: each layer waits for the layers above it. `surrogate` is what carries the error from
+    the spikes of a population to its membrane; a population that does not spike needs none.
 
     References:
         Xiao et al., NeurIPS 2022; authors' code, train_cifar.py:230-236 (loss).
     """
 
     loss: Loss = field(default_factory=CrossEntropy)
+    surrogate: Surrogate = field(default_factory=Sigmoid)
 
     def top(self, logits: Array, target: Array, mask: Array = 1.0) -> Array:
         """p (batch, C)."""
@@ -344,9 +273,3 @@ class Backpropagation:
     def below(error_above: Array, weight_above: Array) -> Array:
         """dL/ds of a layer (batch, N_i), from dL/du and the weights [N_o, N_i] above it."""
         return error_above @ weight_above
-
-
-def ottt_loss(steps: int, mse_share: float = 0.0) -> Loss:
-    """((1 - m) CE + m MSE) / T, m = `mse_share`, T = `steps`: OTTT's loss of one step."""
-    terms = ((1 - mse_share) / steps, CrossEntropy()), (mse_share / steps, MSE())
-    return Weighted(terms if mse_share else terms[:1])

@@ -6,7 +6,8 @@
     Average              t <- k t + (1 - k) s      averaging                  (batch, N_i)
     DoubleExponential    p <- a p + g_p q;  q <- b q + g_q g s                (batch, N_i)
                          p reads the q of the step before
-    SynapticExponential  e <- k_j (1 - z_j s_j) e + s                         (batch, N_o, N_i)
+    CurrentExponential   q <- b q + s;  p <- k p + q      reads this step's q (batch, N_i)
+    SynapticExponential  e <- k_j (1 - z s_j) e + q;  q <- b q + s            (batch, N_o, N_i)
     AdaptiveThreshold    v <- k_j v + s;  a <- psi v + (rho - psi theta) a    (batch, N_o, N_i)
                          value v - theta a; a reads psi, v of the step before
 
@@ -183,15 +184,51 @@ class DoubleExponential(Trace):
 
 
 @dataclass(frozen=True)
+class CurrentExponential(Trace):
+    """What a current-based neuron remembers: the input through its current, then its membrane.
+
+    q[t] = b q[t-1] + s[t]
+    p[t] = k p[t-1] + q[t]
+
+    Args:
+        symbol  argument  unit  shape
+        k       decay     -     () or (N_i,), of the membrane
+        b       current   -     () or (N_i,), of the current
+
+    Raises:
+        Invalid: a decay outside [0, 1].
+    """
+
+    decay: Decay
+    current: Decay
+    rank_one: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _freeze(self, "decay", "current")
+
+    def init(self, weight: Array, *, batch: int = 1) -> State:
+        zero = zeros(weight, batch, weight.shape[1])
+        return {"q": zero, "p": zero}
+
+    def update(self, factors: Factors, state: State) -> tuple[Array, State]:
+        q = _array(self.current, factors.pre) * state["q"] + factors.pre
+        p = _array(self.decay, factors.pre) * state["p"] + q
+        return p, {"q": q, "p": p}
+
+
+@dataclass(frozen=True)
 class SynapticExponential(Trace):
     """A trace for each synapse, where the leak or the reset belongs to the neuron.
 
-    e_ji[t] = k_j (1 - z s_j[t-1]) e_ji[t-1] + s_i[t]
+    q_ji[t] = b_j q_ji[t-1] + s_i[t]                                       q = s without a current
+    e_ji[t] = (1 - r s_j[t-1]) (k_j (1 - z s_j[t-1]) e_ji[t-1] + q_ji[t])
 
     Args:
         symbol  argument    unit  shape
         k       decay       -     () or (N_o,)
         z       hard_reset  -     bool: the neuron's membrane is set to 0 by its spike
+        b       current     -     () or (N_o,), or None: no current
+        r       refractory  -     bool: the membrane is also 0 in the step after a spike
 
     Raises:
         Invalid: decay outside [0, 1]; Factors.spikes is missing under a hard reset.
@@ -199,22 +236,33 @@ class SynapticExponential(Trace):
 
     decay: Decay
     hard_reset: bool = True
+    current: Decay | None = None
+    refractory: bool = False
     rank_one: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _freeze(self, "decay")
+        _freeze(self, "decay", *(() if self.current is None else ("current",)))
 
     def init(self, weight: Array, *, batch: int = 1) -> State:
         state = {"e": zeros(weight, batch, *weight.shape)}
-        return {**state, "s": zeros(weight, batch, weight.shape[0])} if self.hard_reset else state
+        if self.current is not None:
+            state["q"] = zeros(weight, batch, *weight.shape)
+        if self.hard_reset or self.refractory:
+            state["s"] = zeros(weight, batch, weight.shape[0])
+        return state
 
     def update(self, factors: Factors, state: State) -> tuple[Array, State]:
         keep = _per_neuron(self.decay, factors.pre)
-        if not self.hard_reset:
-            e = keep * state["e"] + factors.pre[:, None, :]
-            return e, {"e": e}
-        e = keep * (1 - state["s"][:, :, None]) * state["e"] + factors.pre[:, None, :]
-        return e, {"e": e, "s": factors.need("spikes", "hard reset")}
+        q, new = factors.pre[:, None, :], {}
+        if self.current is not None:
+            new["q"] = q = _per_neuron(self.current, factors.pre) * state["q"] + q
+        if "s" not in state:
+            new["e"] = keep * state["e"] + q
+            return new["e"], new
+        held = 1 - state["s"][:, :, None]
+        e = keep * (held if self.hard_reset else 1) * state["e"] + q
+        new["e"] = held * e if self.refractory else e
+        return new["e"], {**new, "s": factors.need("spikes", "hard reset")}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import nir
 import numpy as np
 
 from grasp_plugin.errors import Invalid
+from grasp_plugin.network.adaptation import refuse_other_step
 from grasp_plugin.network.discretise import Discretisation
 from grasp_plugin.network.graph import SPIKING, flatten
 from grasp_plugin.network.hints import read_hints, write_hints
@@ -26,6 +27,7 @@ def with_choices(
 
     Raises:
         Invalid: a malformed graph, or a reset for a node that does not spike.
+        Refused: another dt_s for an adaptive node, whose hints count in steps.
     """
     flat = flatten(graph)
     if flatten_nested:
@@ -50,7 +52,8 @@ def with_choices(
                 write_hints(spiking[target], reset=rule, comparator=">")
     if policy.dt_s is not None:
         write_hints(out, dt_s=policy.dt_s)
-        for node in _all(out):
+        for name, node in _all(out):
+            refuse_other_step(name, node, policy.dt_s)
             if "dt_s" in read_hints(node):
                 write_hints(node, dt_s=policy.dt_s)
     if policy.loop is not None:
@@ -73,8 +76,8 @@ def _spiking(graph: nir.NIRGraph, prefix: str = "") -> list[tuple[str, nir.NIRNo
     return found
 
 
-def _all(graph: nir.NIRGraph) -> list[nir.NIRNode]:
-    out = []
-    for node in graph.nodes.values():
-        out += _all(node) if isinstance(node, nir.NIRGraph) else [node]
+def _all(graph: nir.NIRGraph) -> list[tuple[str, nir.NIRNode]]:
+    out: list[tuple[str, nir.NIRNode]] = []
+    for name, node in graph.nodes.items():
+        out += _all(node) if isinstance(node, nir.NIRGraph) else [(name, node)]
     return out

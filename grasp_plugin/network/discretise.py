@@ -20,6 +20,7 @@ import numpy as np
 from grasp_plugin.errors import Invalid, MissingChoice, Refused
 from grasp_plugin.network import loops
 from grasp_plugin.network import weights as W
+from grasp_plugin.network.adaptation import adaptation_of
 from grasp_plugin.network.fold import Signal, incoming
 from grasp_plugin.network.graph import NEURONS, SPIKING, FlatGraph, flatten
 from grasp_plugin.network.hints import RESETS, read_hints
@@ -227,9 +228,10 @@ def population_of(name: str, flat: FlatGraph, policy: Discretisation) -> Populat
 
     zeros, ones = np.zeros(size), np.ones(size)
     reset = _reset_of(name, node, policy)
+    more = adaptation_of(name, node, size, policy.dt_s)
     if isinstance(node, nir.Threshold):
         return Population(name, shape, "Threshold", reset, ones, ones, full("threshold"), zeros,
-                          zeros, ones, zeros)  # fmt: skip
+                          zeros, ones, zeros, **more)  # fmt: skip
     offset = _offset(name, node, full("v_reset"), reset, policy)
     du, syn_gain = ones, ones
     if isinstance(node, (nir.CubaLIF, nir.CubaLI)):
@@ -247,7 +249,7 @@ def population_of(name: str, flat: FlatGraph, policy: Discretisation) -> Populat
     return Population(
         name=name, shape=shape, node=type(node).__name__, reset=reset, du=du, dv=dv,
         v_th=threshold - offset, drive=dv * (leak - offset), v_init=leak - offset, gain=gain,
-        v_offset=offset,
+        v_offset=offset, **more,
     )  # fmt: skip
 
 

@@ -5,8 +5,10 @@ numbers and arrays. Nothing requires it (NIR asks that no back end rely on metad
 argument overrides it, and where both are silent and the choice matters, `discretise` asks.
 
 Keys of a spiking node: `reset` (one of `RESETS`), `comparator` (always ">"), `dt_s`, `source`
-("snntorch", "norse", "nir"). Keys of the graph: `dt_s`, `time_unit` ("s" once read), `source`.
-Adapters may add keys of their own framework (prefix `snntorch_` or `norse_`) for exact round trips.
+("snntorch", "norse", "nir"); of an adaptive one also `rho`, `theta`, `n_ref`, one number or one a
+neuron in C order, in steps of its `dt_s` (see `network.adaptation`). Keys of the graph: `dt_s`,
+`time_unit` ("s" once read), `source`. Adapters may add keys of their own framework (prefix
+`snntorch_` or `norse_`) for exact round trips.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ NEURONS_PER_CORE = 8192
 BYTES_PER_CORE = 192 * 1024
 CORES_PER_CHIP = 128
 BYTES_NEURON = 16  # u, v (24 bit each), decays, threshold, bias: assumed
+BYTES_ADAPTIVE = 8  # adapt, wait, rho, theta of an adaptive neuron: assumed
 BYTES_WEIGHT = 1  # 8 bit
 BYTES_INDEX = 2  # target of a sparse synapse: assumed
 BYTES_DELAY = 1  # 6 bit
@@ -56,7 +57,7 @@ def core_use(network: Network) -> list[CoreUse]:
         synapse_bytes = sum(_bytes(k) for k in into)
         synapse_bytes += sum(p.size * BYTES_WEIGHT for b in network.biases if b.target == p.name)
         axons = sum(network.size_of(k.source) for k in into)
-        neuron_bytes = p.size * BYTES_NEURON
+        neuron_bytes = p.size * (BYTES_NEURON + (BYTES_ADAPTIVE if p.adaptive else 0))
         cores = max(1, -(-p.size // NEURONS_PER_CORE))
         while _core_bytes(synapse_bytes, neuron_bytes, axons, cores) > BYTES_PER_CORE:
             if cores >= p.size or axons * BYTES_AXON >= BYTES_PER_CORE:

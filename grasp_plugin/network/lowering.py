@@ -12,11 +12,12 @@ def lava_process(p: Population, precision: str) -> str:
 
     "LIF" resets to value, has no constant drive (its bias would act before the input arrives) and
     no negative threshold (it would spike at rest, before the input arrives); "LIFRefractory" exists
-    in float only and takes one membrane decay; "ResetLIF" and "LeakyReadout" are ours.
+    in float only and takes one membrane decay; "ResetLIF", which alone adapts, and "LeakyReadout"
+    are ours.
     """
     if p.reset is None:
         return "LeakyReadout"
-    if np.any(p.drive) or np.any(p.v_init) or np.any(p.v_th < 0):
+    if p.adaptive or np.any(p.drive) or np.any(p.v_init) or np.any(p.v_th < 0):
         return "ResetLIF"
     memoryless = p.reset == "none" and bool(np.all(p.dv == 1)) and precision == "float"
     if p.reset == "value" or memoryless:

@@ -31,7 +31,7 @@ def naive_scaling(network: Network) -> Network:
         raise Refused(network.biases[0].name, "the old converter has no biases", "Use quantise")
     populations = []
     for p in network.populations:
-        if p.reset != "value" or np.any(p.drive) or np.any(p.v_init):
+        if p.reset != "value" or p.adaptive or np.any(p.drive) or np.any(p.v_init):
             raise Refused(p.name, "the old converter has no such neuron", "Use quantise(network)")
         most = REGISTERS["du"][1]
         new = replace(

@@ -6,6 +6,7 @@ Time is discrete; t counts steps of `dt_s`. For every population p, in evaluatio
     u_p[t] = (1 - du) u_p[t-1] + a_p[t]
     m_p[t] = (1 - dv) v_p[t-1] + u_p[t] + drive
     y_p[t] = H(m_p[t] - v_th) and the reset rule gives v_p[t]    spiking; H(x) = 1 if x > 0 else 0
+             with v_th + A_p[t] for v_th, 0 while refractory     adaptive (see `neurons.lif`)
     y_p[t] = v_p[t] = m_p[t]                                     not spiking (LI, CubaLI, I)
 
 y_k is the input or the source's output, zero before t = 0. The reset rules are in `neurons.lif`.
@@ -24,6 +25,7 @@ import numpy as np
 
 from grasp_plugin.errors import Invalid, Refused
 from grasp_plugin.network import weights as W
+from grasp_plugin.network.adaptation import check_adaptation
 from grasp_plugin.network.hints import RESETS
 from grasp_plugin.network.weights import Array, Weight
 
@@ -46,9 +48,15 @@ class Population:
         v_offset: voltage that v = 0 stands for, shape (size,).
         scale: weight LSBs per unit of float (Loihi integers only).
         drive_exp: drive = mantissa * 2 ** drive_exp (Loihi integers only).
+        rho: what is left of the threshold's rise a step later, in [0, 1], shape (size,).
+        theta: rise of the threshold at a spike, >= 0, shape (size,).
+        n_ref: silent steps after a spike, integers >= 0, shape (size,).
+
+    The last three are zeros where left out: a fixed threshold, no refractoriness.
 
     With Loihi integers du, dv are 12-bit registers (du with its hidden +1), v_th a 17-bit mantissa,
-    drive a 13-bit mantissa, and v_init is in units of 1 / (64 scale).
+    drive a 13-bit mantissa, v_init and theta are in units of 1 / (64 scale), and rho is the 12-bit
+    register of its decay, 4096 (1 - rho).
     """
 
     name: str
@@ -64,6 +72,14 @@ class Population:
     v_offset: Array
     scale: float | None = None
     drive_exp: int = 0
+    rho: Array = None  # type: ignore[assignment]
+    theta: Array = None  # type: ignore[assignment]
+    n_ref: Array = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        for key, kind in (("rho", np.float64), ("theta", np.float64), ("n_ref", np.int64)):
+            if getattr(self, key) is None:
+                object.__setattr__(self, key, np.zeros(self.size, kind))
 
     @property
     def size(self) -> int:
@@ -72,6 +88,11 @@ class Population:
     @property
     def spiking(self) -> bool:
         return self.reset is not None
+
+    @property
+    def adaptive(self) -> bool:
+        """True if the threshold rises at spikes or a spike silences the neuron (theta, n_ref)."""
+        return bool(np.any(self.theta) or np.any(self.n_ref))
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,20 +193,20 @@ class Network:
         return {p.name: W.values(p.weight) for p in self.projections}
 
     def with_weights(self, new: Mapping[str, Array]) -> Network:
-        """The same network with other parameters for the projections named in `new`.
+        """The same network with other parameters for the projections and biases named in `new`.
 
         Raises:
-            Invalid: an unknown projection or a wrong shape.
+            Invalid: an unknown projection or bias, or a wrong shape.
         """
-        known = {p.name: p for p in self.projections}
+        known = {b.name: b.value for b in self.biases} | self.weights()
         for name, value in new.items():
             if name not in known:
                 raise Invalid(
                     name,
-                    f"expected a projection, one of {', '.join(known)}, got {name!r}",
+                    f"expected a projection or bias, one of {', '.join(known)}, got {name!r}",
                     "Check the name against network.weights()",
                 )
-            expected = W.values(known[name].weight).shape
+            expected = known[name].shape
             if np.shape(value) != expected:
                 raise Invalid(
                     name,
@@ -198,13 +219,17 @@ class Network:
             else p
             for p in self.projections
         )
-        return replace(self, projections=replaced)
+        biases = tuple(
+            replace(b, value=np.asarray(new[b.name])) if b.name in new else b for b in self.biases
+        )
+        return replace(self, projections=replaced, biases=biases)
 
     def __str__(self) -> str:
         lines = [f"Network ({self.precision}, dt {self.dt_s} s)"]
         lines += [f"  input {name} {tuple(shape)}" for name, shape in self.inputs.items()]
         for p in self.populations:
-            lines.append(f"  {p.name}: {p.node} {p.shape}, reset {p.reset}")
+            adaptive = ", adaptive" if p.adaptive else ""
+            lines.append(f"  {p.name}: {p.node} {p.shape}, reset {p.reset}{adaptive}")
         for k in self.projections:
             kind = type(k.weight).__name__.replace("ndarray", "dense").replace("_matrix", "")
             delay = k.min_delay if k.min_delay == k.max_delay else f"{k.min_delay}..{k.max_delay}"
@@ -248,6 +273,7 @@ def _check(network: Network) -> None:
         raise Invalid(", ".join(twice), "expected names used once, got them twice", "Rename one")
     for p in network.populations:
         _check_population(p)
+        check_adaptation(p, network.precision)
     for k in network.projections:
         if k.source not in everything or k.target not in names:
             raise Invalid(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from grasp_plugin.errors import Invalid
 from grasp_plugin.network import weights as W
 from grasp_plugin.network.network import Network, Population, Projection
 from grasp_plugin.network.weights import Array
@@ -65,15 +66,16 @@ def pack(network: Network) -> Packed:
                 bias_values.append(b.value)
                 used += p.size
         s = slices[p.name]
-        populations.append([s.start, s.stop, first, len(synapses), first_bias, len(biases)])
+        populations.append([s.start, s.stop, first, len(synapses), first_bias, len(biases),
+                            p.adaptive])  # fmt: skip
+    fields = ("du", "dv", "v_th", "drive", "rho", "theta", "n_ref")
     parameters = np.stack(
-        [np.concatenate([getattr(p, f) for p in network.populations]) for f in ("du", "dv", "v_th")]
-        + [np.concatenate([_drive(p) for p in network.populations])]
+        [np.concatenate([_parameter(p, f) for p in network.populations]) for f in fields]
     ).astype(kind)
     arrays = (
         parameters,
         np.array([kernels.RESET_CODES[p.reset] for p in network.populations]),
-        np.array(populations).reshape(-1, 6),
+        np.array(populations).reshape(-1, 7),
         np.array(synapses, dtype=np.int64).reshape(-1, 8),
         np.array(biases, dtype=np.int64).reshape(-1, 3),
         np.concatenate([*bias_values, np.zeros(0)]).astype(kind),
@@ -139,8 +141,9 @@ def _by_delay(k: Projection) -> list[tuple[int, W.Weight]]:
     ]
 
 
-def _drive(p: Population) -> Array:
-    return p.drive << p.drive_exp if p.scale is not None else p.drive
+def _parameter(p: Population, field: str) -> Array:
+    value = np.asarray(getattr(p, field))
+    return value << p.drive_exp if field == "drive" and p.scale is not None else value
 
 
 @dataclass(eq=False)
@@ -152,6 +155,7 @@ class PackedState:
         u, v, s: current, membrane and last output, (neurons,); rest where left out.
         history: recent inputs and outputs, (depth, input neurons + neurons).
         step: steps taken so far.
+        adapt, wait: rise of the threshold and silent steps left, (neurons,); see `neurons.lif`.
     """
 
     packed: Packed
@@ -160,35 +164,53 @@ class PackedState:
     s: Array = None  # type: ignore[assignment]
     history: Array = None  # type: ignore[assignment]
     step: int = 0
+    adapt: Array = None  # type: ignore[assignment]
+    wait: Array = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         packed, kind = self.packed, self.packed.v_init.dtype
-        self.u = np.zeros(packed.neurons, kind) if self.u is None else self.u
         self.v = packed.v_init.copy() if self.v is None else self.v
-        self.s = np.zeros(packed.neurons, kind) if self.s is None else self.s
+        for key in ("u", "s", "adapt", "wait"):
+            if getattr(self, key) is None:
+                setattr(self, key, np.zeros(packed.neurons, kind))
         if self.history is None:
             self.history = np.zeros((packed.depth, packed.inputs + packed.neurons), kind)
 
 
 def advance(
-    packed: Packed, state: PackedState, x: Array, membrane: bool = False
+    packed: Packed,
+    state: PackedState,
+    x: Array,
+    membrane: bool = False,
+    margin: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """Run len(x) steps; the state moves on in place.
 
     Args:
         x: inputs (time, input neurons), all inputs side by side.
         membrane: also return the membrane after each step.
+        margin: filled with the membrane's distance to the threshold in force at each step, or with
+            the membrane of neurons without spikes: (time, neurons), of the dtype of the state.
 
     Returns:
         (out, membrane, saturated): (time, neurons) twice, the second empty unless asked for, and
         the number of integer membranes at their limit by population.
+
+    Raises:
+        Invalid: a margin of another shape or dtype.
     """
-    kind = packed.v_init.dtype
-    out = np.empty((len(x), packed.neurons), kind)
+    kind, shape = packed.v_init.dtype, (len(x), packed.neurons)
+    if margin is None:
+        margin = np.empty((0, 0), kind)
+    elif margin.shape != shape or margin.dtype != kind or not margin.flags.c_contiguous:
+        raise Invalid(
+            "margin", f"expected {kind} {shape}, got {margin.dtype} {margin.shape}", "Use np.empty"
+        )
+    out = np.empty(shape, kind)
     kept = np.empty((len(x) if membrane else 0, packed.neurons), kind)
     saturated = np.zeros(len(packed.slices), np.int64)
-    arguments = (state.step, np.ascontiguousarray(x, kind), out, kept, state.history, state.u,
-                 state.v, state.s, *packed.arrays)  # fmt: skip
+    arguments = (state.step, np.ascontiguousarray(x, kind), out, kept, margin, state.history,
+                 state.u, state.v, state.s, state.adapt, state.wait, *packed.arrays)  # fmt: skip
     if kind == np.float64:
         _advance_float(*arguments)
     else:

@@ -4,23 +4,24 @@ Per population a scale S (weight LSBs per float unit; membranes carry 64 S):
 
     mixed signs   w_int = 2 round(w S / 2^(e+1)), |w_int| <= 254
     one sign      w_int = round(w S / 2^e),       |w_int| <= 255
-    v_th = floor(theta S) <= 131071;  du = round(4096 du) - 1;  dv = round(4096 dv), both 0..4095
+    v_th = floor(v_th S) <= 131071;  du = round(4096 du) - 1;  dv = round(4096 dv), both 0..4095
     drive mantissa * 2^exp = drive S 64, 13 bits signed, exponent 0..7
+    theta = round(theta S 64) < 2^23;  rho = round(4096 (1 - rho)) in 0..4095;  n_ref <= 63
 
 All projections and biases into a population share S and have their own exponent e in -8..7. S is
 the largest for which thresholds, drive, exponents, the range of u (it wraps with a sign flip beyond
 2^23) and the headroom of v (it saturates at 2^23 / (64 S)) fit. Headroom is what the membrane could
-be driven to if all inputs that a reset does not check came at once, within 8 to 64 thresholds; a
-larger S makes thresholds finer, never weights. No parameter is clipped: what does not fit makes S
-smaller, and no S at all is refused. A membrane that saturates all the same is counted by the Lava
-session (`Recording.saturated`).
+be driven to if all inputs that a reset does not check came at once, within 8 to 64 thresholds (as
+raised by one spike where they adapt); a larger S makes thresholds finer, never weights. No
+parameter is clipped: what does not fit makes S smaller, and no S at all is refused. A membrane that
+saturates all the same is counted by the Lava session (`Recording.saturated`).
 
 Source: Lava 0.10 (lava/proc/lif, dense, utils/weightutils), see `neurons.lif_fixed`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -35,10 +36,14 @@ V_TH_MAX = 131071
 DECAY_ONE = 4096
 MIXED_MAX, SINGLE_MAX = 254, 255
 EXPONENTS = range(-8, 8)
+GROWTH = 2.0  # room for plastic weights
 
 
 def quantise(
-    network: Network, input_max: float | Mapping[str, float] = 1.0, headroom: float | None = None
+    network: Network,
+    input_max: float | Mapping[str, float] = 1.0,
+    headroom: float | None = None,
+    plastic: Collection[str] = (),
 ) -> Network:
     """The network on Loihi integers.
 
@@ -48,6 +53,8 @@ def quantise(
             of u; one value or one an input.
         headroom: thresholds that the membrane can hold; by default from the weights, as above.
             Where it would cost bits of the weights, less is used.
+        plastic: projections and biases that will learn: their weights may change sign and grow to
+            twice the largest (`GROWTH`) before they meet their limit.
 
     Returns:
         A `Network` of precision "loihi"; `Population.scale` holds S.
@@ -55,8 +62,13 @@ def quantise(
     Raises:
         Refused: a population for which no scale fits; a membrane (LI, CubaLI, I) that feeds another
             population, since its graded value has another scale than a spike.
-        Invalid: the network is in integers already, or an input_max is not positive.
+        Invalid: the network is in integers already, an input_max is not positive, or a plastic name
+            is unknown.
     """
+    known = {k.name for k in network.projections} | {b.name for b in network.biases}
+    for name in plastic:
+        if name not in known:
+            raise Invalid(name, f"expected a projection or bias, one of {', '.join(known)}", "Fix")
     if network.precision != "float":
         raise Invalid("network", "expected float precision, got integers", "Quantise once")
     maxima = _input_maxima(network, input_max)
@@ -72,12 +84,12 @@ def quantise(
     for p in network.populations:
         into = network.into(p.name)
         mine = [b for b in network.biases if b.target == p.name]
-        scale = _scale_with_headroom(p, into, mine, maxima, headroom)
+        scale = _scale_with_headroom(p, into, mine, maxima, headroom, plastic)
         populations.append(_population(p, scale))
         for k in into:
-            projections[k.name] = _projection(k, scale)
+            projections[k.name] = _projection(k, scale, k.name in plastic)
         for b in mine:
-            value, exponent = integers(b.value, scale, MIXED_MAX)
+            value, exponent = integers(b.value, scale, MIXED_MAX, _growth(b.name, plastic))
             biases[b.name] = replace(b, value=value, weight_exp=exponent)
     return replace(
         network,
@@ -91,7 +103,8 @@ def quantise(
 def dequantise(network: Network) -> Network:
     """The float network that the integers stand for: a fast, valid forecast of the integer run.
 
-    w = w_int 2^e / S, theta = v_th / S, decays / 4096; truncation of u and v is not modelled.
+    w = w_int 2^e / S, v_th / S, theta / (64 S), decays / 4096; truncation of u, v and A is not
+    modelled.
 
     Raises:
         Invalid: the network is in float already.
@@ -112,6 +125,8 @@ def dequantise(network: Network) -> Network:
                 v_init=p.v_init / fine,
                 scale=None,
                 drive_exp=0,
+                rho=(DECAY_ONE - p.rho) / DECAY_ONE if p.adaptive else np.zeros(p.size),
+                theta=p.theta / fine,
             )
         )
 
@@ -133,13 +148,13 @@ def dequantise(network: Network) -> Network:
     )
 
 
-def integers(values: Array, scale: float, limit: int) -> tuple[Array, int]:
-    """(integers, exponent) with values ~ integers 2^exponent / scale.
+def integers(values: Array, scale: float, limit: int, growth: float = 1.0) -> tuple[Array, int]:
+    """(integers, exponent) with values ~ integers 2^exponent / scale, and room to grow.
 
     limit 254 gives even integers (mixed signs), 255 any (one sign). The exponent is the least that
     fits and that loses nothing when Lava shifts the accumulated sum: -1 for even integers, else 0.
     """
-    largest = float(np.max(np.abs(values), initial=0.0)) * scale
+    largest = float(np.max(np.abs(values), initial=0.0)) * scale * growth
     exact_shift = -1 if limit == MIXED_MAX else 0
     exponent = exact_shift
     if largest > 0:
@@ -153,6 +168,10 @@ def weight_limit(weight: Weight) -> int:
     values = W.values(weight)
     mixed = values.size > 0 and values.min() < 0 < values.max()
     return MIXED_MAX if mixed else SINGLE_MAX
+
+
+def _growth(name: str, plastic: Collection[str]) -> float:
+    return GROWTH if name in plastic else 1.0
 
 
 def _input_maxima(network: Network, given: float | Mapping[str, float]) -> dict[str, float]:
@@ -170,23 +189,24 @@ def _scale_with_headroom(
     biases: list[Bias],
     maxima: Mapping[str, float],
     headroom: float | None,
+    plastic: Collection[str],
 ) -> float:
     """S with the headroom wanted, or with less where S would cost bits of the weights."""
     up, down = _drives(p, into, biases, maxima)
     current = float(np.max((up + down) / np.maximum(p.du, 1.0 / DECAY_ONE), initial=0.0))
     memory = min(1.0 / max(float(p.dv.min()), 1e-9), 256.0)
-    theta = float(np.max(p.v_th, initial=0.0))
+    threshold = float(np.max(p.v_th + p.theta, initial=0.0))
     if p.reset in (None, "none"):
         reaches = [current * memory]
     elif headroom is not None:
-        reaches = [headroom * theta, theta]
+        reaches = [headroom * threshold, threshold]
     else:
         unchecked = down if p.reset in ("value", "refractory1") else up + down
         worst = float(np.max(unchecked / np.maximum(p.du, 1.0 / DECAY_ONE), initial=0.0)) * memory
-        reaches = [min(max(worst, 8 * theta), 64 * theta), 8 * theta, theta]
+        reaches = [min(max(worst, 8 * threshold), 64 * threshold), 8 * threshold, threshold]
     largest = max((float(np.max(np.abs(W.values(k.weight)), initial=0.0)) for k in into), default=0)
     for reach in reaches:
-        scale = _scale(p, into, biases, _bounds(p, current, reach))
+        scale = _scale(p, into, biases, _bounds(p, current, reach), plastic)
         if largest * scale >= MIXED_MAX / 2:
             break
     return scale
@@ -213,11 +233,20 @@ def _scale(
     into: tuple[Projection, ...],
     biases: list[Bias],
     bounds: Mapping[str, tuple[float, float]],
+    plastic: Collection[str],
 ) -> float:
     """The largest S for which everything fits."""
-    largest = [(float(np.max(np.abs(W.values(k.weight)), initial=0.0)), weight_limit(k.weight))
-               for k in into]  # fmt: skip
-    largest += [(float(np.max(np.abs(b.value), initial=0.0)), MIXED_MAX) for b in biases]
+    largest = [
+        (
+            float(np.max(np.abs(W.values(k.weight)), initial=0.0)) * _growth(k.name, plastic),
+            MIXED_MAX if k.name in plastic else weight_limit(k.weight),
+        )
+        for k in into
+    ]
+    largest += [
+        (float(np.max(np.abs(b.value), initial=0.0)) * _growth(b.name, plastic), MIXED_MAX)
+        for b in biases
+    ]
     largest = [entry for entry in largest if entry[0] > 0]
     reference = max(largest, default=(max(float(np.max(np.abs(p.v_th))), 1.0), MIXED_MAX))
     for exponent in reversed(EXPONENTS):
@@ -253,6 +282,7 @@ def _bounds(p: Population, current: float, reach: float) -> dict[str, tuple[floa
         "v (headroom)": (reach * 64, float(UV_MAX)),
         "v_th": (float(np.max(p.v_th, initial=0.0)), V_TH_MAX + 0.999),
         "u (sum of |w|)": (current * 64, UV_MAX - 1.0),
+        "theta": (float(np.max(p.theta, initial=0.0)) * 64, UV_MAX - 1.0),
         "drive": (float(np.max(np.abs(p.drive), initial=0.0)) * 64, 4095 * 2.0**7),
         "v_init": (float(np.max(np.abs(p.v_init), initial=0.0)) * 64, UV_MAX - 1.0),
     }
@@ -271,13 +301,16 @@ def _population(p: Population, scale: float) -> Population:
         v_init=np.round(p.v_init * fine).astype(np.int64),
         scale=scale,
         drive_exp=exponent,
+        rho=np.clip(np.round(DECAY_ONE * (1 - p.rho)), 0, 4095).astype(np.int64),
+        theta=np.round(p.theta * fine).astype(np.int64),
     )
     check_registers(
         p.name, du=out.du, dv=out.dv, v_th=out.v_th, drive=out.drive, drive_exp=exponent
     )
-    return out
+    return out if out.adaptive else replace(out, rho=np.zeros(p.size, np.int64))
 
 
-def _projection(k: Projection, scale: float) -> Projection:
-    value, exponent = integers(W.values(k.weight), scale, weight_limit(k.weight))
+def _projection(k: Projection, scale: float, plastic: bool) -> Projection:
+    limit = MIXED_MAX if plastic else weight_limit(k.weight)
+    value, exponent = integers(W.values(k.weight), scale, limit, GROWTH if plastic else 1.0)
     return replace(k, weight=W.with_values(k.weight, value), weight_exp=exponent)

@@ -4,7 +4,8 @@ The graph is canonical: one neuron node a population, one Linear, Affine, Conv1d
 projection, Delay nodes for explicit delays, Flatten where a matrix follows a shaped population. It
 discretises (forward Euler, with the hints it carries) to the network that was written: gains are
 undone in the weights and stored in r, so that (dt/tau) r is the gain again. A convolution whose
-target has one gain a channel stays a convolution; chains that were folded become one matrix.
+target has one gain a channel stays a convolution; chains that were folded become one matrix. An
+adaptive population becomes its stock node with rho, theta and n_ref as hints (a warning is logged).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 from grasp_plugin.errors import Invalid, Refused
 from grasp_plugin.network import loops
 from grasp_plugin.network import weights as W
+from grasp_plugin.network.adaptation import adaptation_hints
 from grasp_plugin.network.hints import write_hints
 from grasp_plugin.network.network import Bias, Network, Population, Projection
 from grasp_plugin.network.weights import Array, Conv, Weight
@@ -127,7 +129,10 @@ def _neuron(network: Network, p: Population, shape: tuple[int, ...]) -> Any:
     if p.node == "Output":
         return nir.Output(output_type={"output": np.array(shape)})
     if p.node == "Threshold":
-        return nir.Threshold(threshold=shaped(p.v_th))
+        node = nir.Threshold(threshold=shaped(p.v_th))
+        if p.adaptive:
+            write_hints(node, **_hints(network, p))
+        return node
     fields: dict[str, Array] = {}
     if p.node in ("IF", "I"):
         fields["r"] = p.gain
@@ -143,13 +148,17 @@ def _neuron(network: Network, p: Population, shape: tuple[int, ...]) -> Any:
     if p.spiking:
         fields |= {"v_threshold": p.v_th + p.v_offset, "v_reset": p.v_offset}
     node = getattr(nir, p.node)(**{name: shaped(values) for name, values in fields.items()})
+    write_hints(node, **_hints(network, p))
+    return node
+
+
+def _hints(network: Network, p: Population) -> dict[str, Any]:
     hints: dict[str, Any] = {"source": network.provenance.get("source", "nir")}
     if network.dt_s is not None:
         hints["dt_s"] = network.dt_s
     if p.reset is not None:
         hints |= {"reset": p.reset, "comparator": ">"}
-    write_hints(node, **hints)
-    return node
+    return hints | adaptation_hints(p)
 
 
 def _write_inputs(

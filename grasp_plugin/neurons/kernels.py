@@ -80,12 +80,10 @@ def add_rows(dense, offset, targets, active, count, acc):
 
 
 @jit
-def neuron_float(a, u, v, s, du, dv, v_th, drive, reset):
-    """`lif.step` for one neuron: (output, u, v)."""
+def membrane_float(a, u, v, s, du, dv, v_th, drive, reset):
+    """`lif.step` for one neuron up to the spike: (u, m, threshold in force)."""
     u = (1 - du) * u + a
     m = (1 - dv) * v + u + drive
-    if reset == 0:
-        return m, u, m
     threshold = v_th
     if reset == 2:
         m = m - s * v_th
@@ -93,14 +91,28 @@ def neuron_float(a, u, v, s, du, dv, v_th, drive, reset):
         m = (1 - s) * m
     elif reset == 4 and v - v_th > 0:
         threshold = v_th * 2.0
-    spike = 1.0 if m - threshold > 0 else 0.0
+    return u, m, threshold
+
+
+@jit
+def after_spike(m, spike, thr, reset):
+    """v after the step."""
     if reset == 1 or reset == 5:
-        v = m - spike * m
-    elif reset == 3 or reset == 4:
-        v = m - spike * v_th
-    else:
-        v = m
-    return spike, u, v
+        return m - spike * m
+    if reset == 3 or reset == 4:
+        return m - spike * thr
+    return m
+
+
+@jit
+def neuron_float(a, u, v, s, du, dv, v_th, drive, reset):
+    """`lif.step` for one neuron: (output, u, v, margin), the margin of reset None being m."""
+    u, m, threshold = membrane_float(a, u, v, s, du, dv, v_th, drive, reset)
+    if reset == 0:
+        return m, u, m, m
+    margin = m - threshold
+    spike = 1.0 if margin > 0 else 0.0
+    return spike, u, after_spike(m, spike, v_th, reset), margin
 
 
 @jit
@@ -111,48 +123,83 @@ def truncated(x, decay):
 
 
 @jit
-def neuron_fixed(a, u, v, s, du, dv, v_th, drive, reset):
-    """`lif_fixed.step_fixed` for one neuron: (output, u, v)."""
+def membrane_fixed(a, u, v, s, du, dv, v_th, drive, reset):
+    """`lif_fixed.step_fixed` for one neuron up to the spike: (u, m, threshold in force)."""
     u = truncated(u, du + 1) + (a << 6)
     if u > UV_MAX:
         u = u - 2 * UV_MAX
     elif u <= -UV_MAX:
         u = u + 2 * UV_MAX
-    theta = v_th << 6
+    threshold = v_th << 6
     m = truncated(v, dv) + u + drive
     if reset == 2:
-        m = m - s * theta
+        m = m - s * threshold
     m = min(max(m, 1 - UV_MAX), UV_MAX - 1)
-    if reset == 0:
-        return m, u, m
-    threshold = theta
     if reset == 5 and s > 0:
         m = 0
-    elif reset == 4 and v > theta:
-        threshold = 2 * theta
-    spike = 1 if m > threshold else 0
-    if reset == 1 or reset == 5:
-        v = 0 if spike else m
-    elif reset == 3 or reset == 4:
-        v = m - spike * theta
-    else:
-        v = m
-    return spike, u, v
+    elif reset == 4 and v > threshold:
+        threshold = 2 * threshold
+    return u, m, threshold
+
+
+@jit
+def neuron_fixed(a, u, v, s, du, dv, v_th, drive, reset):
+    """`lif_fixed.step_fixed` for one neuron: (output, u, v, margin), as `neuron_float`."""
+    u, m, threshold = membrane_fixed(a, u, v, s, du, dv, v_th, drive, reset)
+    if reset == 0:
+        return m, u, m, m
+    margin = m - threshold
+    spike = 1 if margin > 0 else 0
+    return spike, u, after_spike(m, spike, v_th << 6, reset), margin
+
+
+@jit
+def adaptive_float(start, end, acc, u, v, s, adapt, wait, parameters, reset, margin):
+    """`lif.step` for all neurons of an adaptive population, in place."""
+    for n in range(start, end):
+        adapt[n] = parameters[4, n] * adapt[n] + parameters[5, n] * s[n]
+        u[n], m, threshold = membrane_float(
+            acc[n], u[n], v[n], s[n], parameters[0, n], parameters[1, n], parameters[2, n],
+            parameters[3, n], reset,
+        )  # fmt: skip
+        margin[n] = m - (threshold + adapt[n])
+        s[n] = 1.0 if margin[n] > 0 and wait[n] <= 0 else 0.0
+        wait[n] = parameters[6, n] if s[n] > 0 else max(wait[n] - 1, 0)
+        v[n] = after_spike(m, s[n], parameters[2, n], reset)
+
+
+@jit
+def adaptive_fixed(start, end, acc, u, v, s, adapt, wait, parameters, reset, margin):
+    """`adaptive_float` in Loihi's integers."""
+    for n in range(start, end):
+        raised = truncated(adapt[n], parameters[4, n]) + s[n] * parameters[5, n]
+        adapt[n] = min(raised, UV_MAX - 1)
+        u[n], m, threshold = membrane_fixed(
+            acc[n], u[n], v[n], s[n], parameters[0, n], parameters[1, n], parameters[2, n],
+            parameters[3, n], reset,
+        )  # fmt: skip
+        margin[n] = m - (threshold + adapt[n])
+        s[n] = 1 if margin[n] > 0 and wait[n] <= 0 else 0
+        wait[n] = parameters[6, n] if s[n] > 0 else max(wait[n] - 1, 0)
+        v[n] = after_spike(m, s[n], parameters[2, n] << 6, reset)
 
 
 @jit
 def advance_float(
-    t0, x, out, membrane, history, u, v, s, parameters, resets, populations, synapses, biases,
-    bias_value, dense, data, target, indptr,
+    t0, x, out, membrane, margin, history, u, v, s, adapt, wait, parameters, resets, populations,
+    synapses, biases, bias_value, dense, data, target, indptr,
 ):  # fmt: skip
     """Run len(x) steps from step t0.
 
-    x: inputs (time, input neurons); out and membrane: (time, neurons), membrane may be empty;
-    history: (depth, input neurons + neurons), zero before the first step; parameters: (4, neurons),
-    du, dv, v_th, drive; populations: (start, end, first synapse, last, first bias, last) each.
+    x: inputs (time, input neurons); out, membrane and margin: (time, neurons), the latter two may
+    be empty, (0, 0); history: (depth, input neurons + neurons), zero before the first step;
+    u, v, s, adapt, wait: (neurons,); parameters: (7, neurons), du, dv, v_th, drive, rho, theta,
+    n_ref; populations: (start, end, first synapse, last, first bias, last, adaptive) each.
     """
     depth, inputs = history.shape[0], x.shape[1]
     acc, active = np.zeros(u.size), np.zeros(history.shape[1], np.int64)
+    distance = np.zeros(u.size)
+    keep = margin.shape[0] > 0
     for step in range(x.shape[0]):
         t = t0 + step
         now = history[t % depth]
@@ -168,16 +215,28 @@ def advance_float(
             for b in range(populations[p, 4], populations[p, 5]):
                 if t >= biases[b, 0]:
                     acc[start:end] += bias_value[biases[b, 1] : biases[b, 1] + end - start]
+            if populations[p, 6]:
+                adaptive_float(
+                    start, end, acc, u, v, s, adapt, wait, parameters, resets[p], distance
+                )
+                for n in range(start, end):
+                    now[inputs + n] = s[n]
+                    out[step, n] = s[n]
+                continue
             for n in range(start, end):
-                y, u[n], v[n] = neuron_float(
+                y, u[n], v[n], far = neuron_float(
                     acc[n], u[n], v[n], s[n], parameters[0, n], parameters[1, n],
                     parameters[2, n], parameters[3, n], resets[p],
                 )  # fmt: skip
                 s[n] = y
                 now[inputs + n] = y
                 out[step, n] = y
+                if keep:
+                    distance[n] = far
         if membrane.shape[0]:
             membrane[step] = v
+        if keep:
+            margin[step] = distance
 
 
 @jit
@@ -188,13 +247,14 @@ def shifted(value, exponent):
 
 @jit
 def advance_fixed(
-    t0, x, out, membrane, history, u, v, s, parameters, resets, populations, synapses, biases,
-    bias_value, dense, data, target, indptr, saturated,
+    t0, x, out, membrane, margin, history, u, v, s, adapt, wait, parameters, resets, populations,
+    synapses, biases, bias_value, dense, data, target, indptr, saturated,
 ):  # fmt: skip
     """`advance_float` in Loihi's integers; counts membranes at their limit in `saturated`."""
     depth, inputs = history.shape[0], x.shape[1]
     acc, part = np.zeros(u.size, np.int64), np.zeros(u.size, np.int32)  # int32 as in Lava
-    active = np.zeros(history.shape[1], np.int64)
+    active, distance = np.zeros(history.shape[1], np.int64), np.zeros(u.size, np.int64)
+    keep = margin.shape[0] > 0
     for step in range(x.shape[0]):
         t = t0 + step
         now = history[t % depth]
@@ -214,15 +274,28 @@ def advance_fixed(
                 if t >= biases[b, 0]:
                     for n in range(start, end):
                         acc[n] += shifted(bias_value[biases[b, 1] + n - start], biases[b, 2])
+            if populations[p, 6]:
+                adaptive_fixed(
+                    start, end, acc, u, v, s, adapt, wait, parameters, resets[p], distance
+                )
+                for n in range(start, end):
+                    now[inputs + n] = s[n]
+                    out[step, n] = s[n]
+                    saturated[p] += abs(v[n]) >= UV_MAX - 1
+                continue
             for n in range(start, end):
-                y, u[n], v[n] = neuron_fixed(
+                y, u[n], v[n], far = neuron_fixed(
                     acc[n], u[n], v[n], s[n], parameters[0, n], parameters[1, n],
                     parameters[2, n], parameters[3, n], resets[p],
                 )  # fmt: skip
                 s[n] = y
                 now[inputs + n] = y
                 out[step, n] = y
+                if keep:
+                    distance[n] = far
                 if abs(v[n]) >= UV_MAX - 1:
                     saturated[p] += 1
         if membrane.shape[0]:
             membrane[step] = v
+        if keep:
+            margin[step] = distance

@@ -28,7 +28,8 @@ class Recording:
         spikes: (time, [batch,] neuron...); 0 and 1 for spiking populations, the membrane for others
             (dequantised to the network's float units where the run was in integers).
         membrane: the membrane after the step (after its reset), same shapes; only if asked for.
-        margin: distance of the membrane to the threshold in force, same shapes; torch only.
+        margin: distance of the membrane to the threshold in force, same shapes, 1 where there are
+            no spikes; torch and fused only.
         saturated: entries (time, batch, neuron) at which an integer membrane was at its 24-bit
             limit, by population; only populations where that happened.
         outputs: NIR output node -> population.
@@ -75,7 +76,7 @@ class Session(ABC):
         Args:
             spikes: (time, neuron...) or (time, batch, neuron...); for a network with several inputs
                 a mapping of input name to such an array, all with the same time and batch.
-            record: any of "membrane" and, on torch, "margin".
+            record: any of "membrane" and, on torch and fused, "margin".
             progress: show a progress bar.
             resume: go on from the state that the last run or `load` left; two runs then equal one
                 run on both inputs, bit for bit. The batch must be the same.
@@ -181,7 +182,10 @@ class Session(ABC):
         network = self.network
         return [
             f"{type(self).__name__} {network.precision} dt {network.dt_s}",
-            *(f"{p.name} {p.node} {p.shape} {p.reset}" for p in network.populations),
+            *(
+                f"{p.name} {p.node} {p.shape} {p.reset}" + (" adaptive" if p.adaptive else "")
+                for p in network.populations
+            ),
             *(f"{k.name} {tuple(k.weight.shape)}" for k in network.projections),
         ]
 
@@ -281,8 +285,12 @@ def require_whole_numbers(network: Network, inputs: Mapping[str, Floats]) -> Non
 
 def in_float_units(p: Population, v: Any) -> Floats:
     """A membrane of `p`, float or in integers of 1 / (64 scale), as the voltage of the NIR node."""
-    scale = 1.0 if p.scale is None else 64.0 * p.scale
-    return np.asarray(v, np.float64) / scale + p.v_offset
+    return np.asarray(v, np.float64) / membrane_lsbs(p) + p.v_offset
+
+
+def membrane_lsbs(p: Population) -> float:
+    """Units of a population's membrane in one float unit."""
+    return 1.0 if p.scale is None else 64.0 * p.scale
 
 
 def _unbatched(recording: Recording) -> Recording:

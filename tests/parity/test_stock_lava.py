@@ -255,12 +255,28 @@ def fused(rng: Any, tag: str) -> Program:
     return process, {"sink": k}, {"v": process.v}
 
 
+def adaptive(rng: Any, tag: str) -> Program:
+    """ResetLIF with an adaptive threshold, all its ports."""
+    from grasp_plugin.processes.leaky.process import ResetLIF
+
+    raised = {"rho": 400, "theta": 3000} if tag == "fixed_pt" else {"rho": 0.9, "theta": 0.5}
+    s, a = source(rng, 8, tag), Dense(weights=weights(rng, (12, 8), tag))
+    n = lif(12, tag, ResetLIF, reset="subtract-delayed", n_ref=2, onset=3, **raised)
+    sinks = {
+        port: Sink(shape=(12,), buffer=STEPS) for port in ("s_out", "margin_out", "active_out")
+    }
+    s.s_out.connect(a.s_in), a.a_out.connect(n.a_in)
+    for port, sink in sinks.items():
+        getattr(n, port).connect(sink.a_in)
+    return n, sinks, {"v": n.v, "adapt": n.adapt, "wait": n.wait}
+
+
 GRAPHS: dict[str, Callable[[Any, str], Program]] = {
     f.__name__: f
     for f in (chain, recurrent, delays, sparse, delay_sparse, convolution, reshaped, monitors,
               ref_ports, other_neurons, sigma_delta, resonators, stdp, rewarded, three_factor,
               hierarchical,
-              fused)
+              fused, adaptive)
 }  # fmt: skip
 
 

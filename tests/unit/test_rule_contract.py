@@ -27,8 +27,8 @@ from grasp_plugin.learning import (
     ottt,
     sltt,
 )
+from grasp_plugin.learning.losses import one_hot
 from grasp_plugin.learning.rule import leaves
-from grasp_plugin.learning.signals import one_hot
 from grasp_plugin.learning.traces import Average, Exponential
 from grasp_plugin.neurons.surrogate import Sigmoid
 

@@ -22,6 +22,8 @@ class _Fused(PyLoihiProcessModel):
     u: Any
     v: Any
     s: Any
+    adapt: Any
+    wait: Any
 
     def __init__(self, proc_params: Any) -> None:
         super().__init__(proc_params)
@@ -37,7 +39,10 @@ class _Fused(PyLoihiProcessModel):
 
     def run_spk(self) -> None:
         x = self.s_in.recv()
-        state = PackedState(self.packed, self.u, self.v, self.s, self.buffer, int(self.age[0]))
+        age = int(self.age[0])
+        state = PackedState(
+            self.packed, self.u, self.v, self.s, self.buffer, age, self.adapt, self.wait
+        )
         out, _, _ = advance(self.packed, state, x[None])
         self.age[0] += 1
         self.s_out.send(np.concatenate([out[0, part] for part in self.shown]))
@@ -53,6 +58,8 @@ class PyFusedFloat(_Fused):
     u: Any = LavaPyType(np.ndarray, float)
     v: Any = LavaPyType(np.ndarray, float)
     s: Any = LavaPyType(np.ndarray, float)
+    adapt: Any = LavaPyType(np.ndarray, float)
+    wait: Any = LavaPyType(np.ndarray, float)
     buffer: Any = LavaPyType(np.ndarray, float)
     age: Any = LavaPyType(np.ndarray, int)
 
@@ -67,5 +74,7 @@ class PyFusedFixed(_Fused):
     u: Any = LavaPyType(np.ndarray, np.int64, precision=24)
     v: Any = LavaPyType(np.ndarray, np.int64, precision=24)
     s: Any = LavaPyType(np.ndarray, np.int64)
+    adapt: Any = LavaPyType(np.ndarray, np.int64, precision=24)
+    wait: Any = LavaPyType(np.ndarray, np.int64, precision=6)
     buffer: Any = LavaPyType(np.ndarray, np.int64)
     age: Any = LavaPyType(np.ndarray, int)

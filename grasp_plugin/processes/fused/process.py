@@ -48,5 +48,7 @@ class FusedNetwork(AbstractProcess):
         self.u = Var(shape=zeros.shape, init=zeros)
         self.v = Var(shape=zeros.shape, init=packed.v_init)
         self.s = Var(shape=zeros.shape, init=zeros)
+        self.adapt = Var(shape=zeros.shape, init=zeros)
+        self.wait = Var(shape=zeros.shape, init=zeros)
         self.buffer = Var(shape=recent.shape, init=recent)
         self.age = Var(shape=(1,), init=0)

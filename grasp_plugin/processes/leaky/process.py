@@ -25,12 +25,19 @@ class ResetLIF(AbstractProcess):
     """Leaky integrate-and-fire neurons with any reset rule of `neurons.lif`.
 
     u = (1 - du) u + a_in;  m = (1 - dv) v + u + drive;  spike where m > vth; reset as named.
+    Where theta or n_ref is not 0:  A = rho A + theta s;  spike where m > vth + A and wait was 0.
+    Sends s_out, then margin_out = m - vth - A and active_out = 1 where wait was 0; 0 all before the
+    onset. In fixed point a margin is in membrane LSBs, as v.
+
     Tags: "floating_pt" (equations of `neurons.lif`), "fixed_pt" (`neurons.lif_fixed`).
 
     Args:
         shape: (neuron,).
         du, dv, vth, drive: one value or one a neuron. In fixed point du, dv are 12-bit registers
             (du with Lava's hidden +1), vth a 17-bit mantissa (<< 6) and drive a 13-bit mantissa.
+        rho, theta: decay and rise of the threshold as in `Population`, one value or one a neuron.
+            In fixed point rho is the 12-bit register 4096 (1 - rho), theta in membrane LSBs.
+        n_ref: silent steps after a spike, one integer or one a neuron.
         drive_exp: fixed point only: drive << drive_exp, 0 to 7.
         v: membrane before the first step.
         reset: one of `network.hints.RESETS`.
@@ -53,23 +60,34 @@ class ResetLIF(AbstractProcess):
         drive_exp: int = 0,
         v: Any = 0,
         onset: int = 0,
+        rho: Any = 0,
+        theta: Any = 0,
+        n_ref: Any = 0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(reset=reset, onset=onset, drive_exp=drive_exp, **kwargs)
-        name = self.name
+        adaptive = bool(np.any(theta) or np.any(n_ref))
+        super().__init__(reset=reset, onset=onset, drive_exp=drive_exp, adaptive=adaptive, **kwargs)
         if np.asarray(vth).dtype.kind in "iu":
-            check_registers(name, du=du, dv=dv, v_th=vth, drive=drive, drive_exp=drive_exp)
+            check_registers(
+                self.name, du=du, dv=dv, v_th=vth, drive=drive, drive_exp=drive_exp, rho=rho,
+                theta=theta, n_ref=n_ref,
+            )  # fmt: skip
         self.a_in = InPort(shape=shape)
         self.s_out = OutPort(shape=shape)
+        self.margin_out = OutPort(shape=shape)
+        self.active_out = OutPort(shape=shape)
         _vars(self, shape, du=du, dv=dv, vth=vth, drive=drive, u=0, v=v, s=0)
+        _vars(self, shape, rho=rho, theta=theta, n_ref=n_ref, adapt=0, wait=0)
         self.age = Var(shape=(1,), init=0)
 
 
 class LeakyReadout(AbstractProcess):
     """Non-spiking leaky integrators: u = (1 - du) u + a_in; v = (1 - dv) v + u + drive; sends v.
 
-    Args: as `ResetLIF`, without vth and reset. In fixed point v is sent in membrane LSBs
-    (1 / (64 scale) of a float unit).
+    margin_out sends what s_out sends. In fixed point v is sent in membrane LSBs (1 / (64 scale) of
+    a float unit).
+
+    Args: as `ResetLIF`, without vth, reset, rho, theta and n_ref.
     """
 
     def __init__(
@@ -89,6 +107,7 @@ class LeakyReadout(AbstractProcess):
             check_registers(self.name, du=du, dv=dv, v_th=0, drive=drive, drive_exp=drive_exp)
         self.a_in = InPort(shape=shape)
         self.s_out = OutPort(shape=shape)
+        self.margin_out = OutPort(shape=shape)
         _vars(self, shape, du=du, dv=dv, drive=drive, u=0, v=v)
         self.age = Var(shape=(1,), init=0)
 

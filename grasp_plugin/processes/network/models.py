@@ -2,7 +2,8 @@
 
     population, resets to value, no drive      lava LIF            (float, fixed)
     the same with one step of refractoriness   lava LIFRefractory  (float, one dv)
-    any other reset, a leak drive, an onset    ResetLIF            (float, fixed)
+    any other reset, a leak drive, an onset,
+    an adaptive threshold, refractory steps    ResetLIF            (float, fixed)
     no spikes                                  LeakyReadout        (float, fixed)
     dense / sparse or convolution              lava Dense / Sparse, behind a DelayLine if it waits
     dense with a delay a synapse               lava DelayDense
@@ -54,43 +55,52 @@ class Layout:
         return [*self.neurons.values(), *self.synapses.values(), *self.others]
 
 
-def lay_out(network: Network) -> Layout:
+def lay_out(network: Network, own: frozenset[str] = frozenset()) -> Layout:
     """Create and connect the Processes of a network; `taps` are (input name, InPort) to feed.
+
+    Args:
+        own: populations that become ResetLIF or LeakyReadout, which tell their margin, even where
+            a stock neuron would do; the spikes are the same.
 
     Raises:
         Refused: Lava's timing or registers cannot express the network.
     """
     arrival, layout = arrival_steps(network), Layout()
     for p in network.populations:
-        layout.neurons[p.name] = neuron_process(p, network.precision, arrival[p.name])
+        layout.neurons[p.name] = neuron_process(p, network.precision, arrival[p.name], own)
     for k in network.projections:
-        entry, exit_port = _synapses(network, k, arrival, layout)
+        entry, exit_port = add_synapses(network, k, arrival, layout)
         exit_port.connect(layout.neurons[k.target].a_in)
         if k.source in network.inputs:
             layout.taps.append((k.source, entry))
         else:
             layout.neurons[k.source].s_out.connect(entry)
     for b in network.biases:
-        _bias(network, b, arrival[b.target], layout)
+        add_bias(network, b, arrival[b.target], layout)
     return layout
 
 
-def neuron_process(p: Population, precision: str, arrival: int) -> Any:
-    """The Process of one population."""
+def neuron_process(
+    p: Population, precision: str, arrival: int, own: frozenset[str] = frozenset()
+) -> Any:
+    """The Process of one population; one of ours if `own` names it."""
     common: dict[str, Any] = {"shape": (p.size,), "du": p.du, "dv": p.dv}
     kind = lava_process(p, precision)
-    if kind == "LIF":
+    stock = p.name not in own
+    if stock and kind == "LIF":
         return LIF(vth=p.v_th, **common)
-    if kind == "LIFRefractory":
+    if stock and kind == "LIFRefractory":
         common["dv"] = float(p.dv[0])
         return LIFRefractory(vth=p.v_th, refractory_period=1, **common)
     common |= {"drive": p.drive, "v": p.v_init, "onset": arrival, "drive_exp": p.drive_exp}
     if kind == "LeakyReadout":
         return LeakyReadout(**common)
+    if p.adaptive:
+        common |= {"rho": p.rho, "theta": p.theta, "n_ref": p.n_ref}
     return ResetLIF(vth=p.v_th, reset=str(p.reset), **common)
 
 
-def _synapses(
+def add_synapses(
     network: Network, k: Projection, arrival: dict[str, int], layout: Layout
 ) -> tuple[Any, Any]:
     """The projection's Processes; its entry InPort and exit OutPort."""
@@ -124,7 +134,7 @@ def _synapses(
     return line.s_in, process.a_out
 
 
-def _bias(network: Network, b: Bias, arrival: int, layout: Layout) -> None:
+def add_bias(network: Network, b: Bias, arrival: int, layout: Layout) -> None:
     source = OnsetSource(onset=arrival + b.onset_steps - 1)
     fixed = network.precision == "loihi"
     weights = b.value[:, None].astype(np.int32 if fixed else np.float64)

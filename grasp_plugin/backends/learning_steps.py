@@ -1,0 +1,119 @@
+"""One step of learning, in place, on the arrays that the compiled network step reads.
+
+`FloatSteps` and `FixedSteps` differ in what a plan is: a `Rule` on floats, `FixedSynapses` on
+integers. Signals are floats in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from grasp_plugin.backends.live_weights import LiveWeights
+from grasp_plugin.learning.convolved import conv_back, patches
+from grasp_plugin.learning.fixed import FixedSynapses
+from grasp_plugin.learning.fixed_plan import fixed_plans
+from grasp_plugin.learning.kernels import add_delta
+from grasp_plugin.learning.online import Learning, OnlineLearner, Seen
+from grasp_plugin.learning.rule import Delta, State
+from grasp_plugin.network.network import Network
+from grasp_plugin.network.weights import Array, Conv
+
+
+class FloatSteps:
+    """The plans of a float network.
+
+    Args:
+        network, learning: what learns.
+        live: its weights, written in place.
+    """
+
+    def __init__(self, network: Network, learning: Learning, live: LiveWeights) -> None:
+        self.learner = OnlineLearner(network, learning, self._below)
+        self._live = live
+        self._plastic = {n: live.arrays[n] for n in learning.plans}
+        self._patches: dict[str, Array] = {}
+        self._state = self.learner.init(self._plastic, 1)
+
+    @property
+    def signals(self) -> State:
+        """Fixed matrices and counters of the signals, by population."""
+        return self._state["signals"]  # type: ignore[no-any-return]
+
+    @signals.setter
+    def signals(self, value: State) -> None:
+        self._state = {**self._state, "signals": value}
+
+    def rest(self) -> None:
+        """Before a new sequence."""
+        self._state = self.learner.rest(self._state, self._plastic, 1)
+
+    def step(self, seen: Seen, target: Array, mask: Array, t: int) -> None:
+        """Learn from step t."""
+        deltas, self._state = self.learner.step(seen, target, mask, self._state, self._live.arrays)
+        self.learner.check(deltas, self._state, t)
+        for name, delta in deltas.items():
+            self._add(name, delta)
+
+    def flush(self) -> None:
+        """At the end of a sequence: the updates that come late."""
+        for name, held in self.learner.pending(self._state).items():
+            for delta in held:
+                self._add(name, delta)
+
+    def _add(self, name: str, delta: Delta) -> None:
+        add_delta(self._plastic[name], delta)
+        self._live.written(name)
+
+    def _below(self, name: str, weight: Array, error: Array) -> Any:
+        conv = self.learner.projections[name].weight
+        if not isinstance(conv, Conv):
+            return np.asarray(error @ weight)
+        if name not in self._patches:
+            self._patches[name] = patches(conv)
+        return conv_back(weight, self._patches[name], error[0], conv.shape[1])[None]
+
+
+class FixedSteps:
+    """The plans of a network in Loihi's integers.
+
+    Args:
+        network, learning, live: as `FloatSteps`.
+        options: error_max, rate_max and seed of `fixed_plans`.
+    """
+
+    def __init__(
+        self, network: Network, learning: Learning, live: LiveWeights, options: Mapping[str, Any]
+    ) -> None:
+        self.learner = OnlineLearner(network, learning, self._below)
+        self._live = live
+        plans = fixed_plans(network, learning, **options)
+        self.synapses = {
+            name: FixedSynapses(plan, live.arrays[name].reshape(len(live.arrays[name]), -1))
+            for name, plan in plans.items()
+        }
+        self.signals: State = self.learner.initial_signals(np.zeros(1))
+
+    def rest(self) -> None:
+        """Before a new sequence."""
+        for synapses in self.synapses.values():
+            synapses.rest()
+
+    def step(self, seen: Seen, target: Array, mask: Array, t: int) -> None:
+        """Learn from step t."""
+        weights = {**self._live.arrays, **{n: s.fresh for n, s in self.synapses.items()}}
+        thirds, self.signals = self.learner.third_factors(seen, target, mask, self.signals, weights)
+        for name, synapses in self.synapses.items():
+            synapses.step(self.learner.factors(name, seen, thirds))
+
+    def flush(self) -> None:
+        """At the end of a sequence: the writes that come late."""
+        for synapses in self.synapses.values():
+            synapses.flush()
+
+    def _below(self, name: str, weight: Array, error: Array) -> Array:
+        k = self.learner.projections[name]
+        unit = 2.0**k.weight_exp / float(self.learner.network[k.target].scale or 1.0)
+        return np.asarray(error @ weight) * unit

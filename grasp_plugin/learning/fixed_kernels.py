@@ -1,0 +1,91 @@
+"""Compiled loops of `learning.fixed`: decaying traces and writing weights with random rounding.
+
+The random words are those of `learning.counter_random`, one hash of (key, index) each.
+"""
+
+# mypy: disallow-untyped-defs=False
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+jit = numba.njit(cache=True, nogil=True)
+
+GOLDEN = np.uint32(0x9E3779B9)
+FIRST, SECOND = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
+S15, S16 = np.uint32(15), np.uint32(16)
+
+
+@jit
+def mix(x):
+    """`counter_random`'s bijection of 32-bit words."""
+    x = np.uint32((x ^ (x >> S16)) * FIRST)
+    x = np.uint32((x ^ (x >> S15)) * SECOND)
+    return np.uint32(x ^ (x >> S16))
+
+
+@jit
+def _key(seed, step, stream):
+    word = np.uint32(mix(np.uint32(step * 4 + stream)) ^ np.uint32(seed))
+    return mix(word)
+
+
+@jit
+def _decay(x, decay, impulse, spikes, key, limit):
+    clipped = 0
+    for i in range(x.size):
+        r = np.int64(mix(np.uint32(key + np.uint32(i) * GOLDEN)) & np.uint32(4095))
+        value = ((x[i] * decay + r) >> 12) + impulse * spikes[i]
+        if value > limit:
+            clipped += 1
+            value = limit
+        x[i] = value
+    return clipped
+
+
+@jit
+def _write(weights, rows, columns, row_stride, column_stride, bits, low, high, key):
+    """weights[r, c] += 2 SR(rows[r] columns[c] / 2^bits), index r row_stride + c column_stride."""
+    clipped = 0
+    mask = np.uint32((1 << bits) - 1)
+    for r in range(weights.shape[0]):
+        a = np.int32(rows[r])
+        if a == 0:
+            continue
+        first = np.uint32(key + np.uint32(r * row_stride) * GOLDEN)
+        step = np.uint32(np.uint32(column_stride) * GOLDEN)
+        line = weights[r]
+        for c in range(line.size):
+            word = mix(np.uint32(first + np.uint32(c) * step)) & mask
+            change = (a * columns[c] + np.int32(word)) >> bits
+            value = np.int32(line[c]) + (change << 1)
+            bounded = min(max(value, low), high)
+            clipped += value != bounded
+            line[c] = bounded
+    return clipped
+
+
+def key(seed: int, step: int, stream: int) -> Any:
+    """The key of one step's random words; streams 0 to 3 are independent."""
+    return _key(np.uint32(seed & 0xFFFFFFFF), np.uint32(step & 0x3FFFFFFF), np.uint32(stream))
+
+
+def decay(x: Any, decay: int, impulse: int, spikes: Any, key: Any, limit: int) -> int:
+    """x <- min(limit, SR(x decay / 4096) + impulse spikes) in place; returns how many met it."""
+    return int(_decay(x, decay, impulse, spikes, np.uint32(key), limit))
+
+
+def write(weights: Any, y: Any, x: Any, shift: int, low: int, high: int, key: Any) -> int:
+    """weights += 2 SR(y x^T / 2^(shift + 1)) in place; returns how many met a limit.
+
+    The index of a synapse is o N_i + i, whatever the memory order.
+    """
+    inputs, bits, key = weights.shape[1], shift + 1, np.uint32(key)
+    low32, high32 = np.int32(low), np.int32(high)
+    y32, x32 = y.astype(np.int32), x.astype(np.int32)
+    if weights.flags.c_contiguous:
+        return int(_write(weights, y32, x32, inputs, 1, bits, low32, high32, key))
+    return int(_write(weights.T, x32, y32, 1, inputs, bits, low32, high32, key))

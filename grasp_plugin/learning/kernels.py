@@ -1,0 +1,85 @@
+"""Compiled inner loops of plastic synapses: what a step reads and writes, and no more.
+
+Weights are [N_o, N_i], one row a postsynaptic neuron. Compiled by Numba on first use, cached.
+"""
+
+# mypy: disallow-untyped-defs=False
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+from grasp_plugin.learning.rule import Array, Delta, Outer
+
+SPARSE_BELOW = 0.25  # share of non-zero inputs below which they are visited one by one
+
+jit = numba.njit(cache=True, nogil=True)
+
+
+@jit
+def _gather(weights, x, active, out):
+    """out = weights x, over the inputs in `active` only, in their order."""
+    for o in range(weights.shape[0]):
+        total = out[o] * 0
+        for c in range(active.size):
+            total += weights[o, active[c]] * x[active[c]]
+        out[o] = total
+
+
+@jit
+def _add_row(row, factor, right, active, few):
+    if few:
+        for c in range(active.size):
+            row[active[c]] += factor * right[active[c]]
+    else:
+        for i in range(row.size):
+            row[i] += factor * right[i]
+
+
+@jit
+def _add_outer(weights, left, right, scale, active, few):
+    """weights += scale left right^T, the rows of `left` that are not zero only."""
+    written = 0
+    for o in range(weights.shape[0]):
+        if left[o] != 0:
+            _add_row(weights[o], scale * left[o], right, active, few)
+            written += 1
+    return written
+
+
+def gather(weights: Array, x: Array) -> Array:
+    """W x (N_o,): work proportional to the inputs that are not zero."""
+    out = np.zeros(weights.shape[0], weights.dtype if weights.dtype.kind == "f" else np.int64)
+    _gather(weights, x, np.flatnonzero(x), out)
+    return out
+
+
+def add_delta(weights: Array, delta: Delta) -> None:
+    """weights += delta["weight"], in place; only rows with an error are read and written.
+
+    Args:
+        weights: [N_o, N_i], C or Fortran order; kernels [C_out, ...]; biases (N,).
+    """
+    part = delta["weight"]
+    if not isinstance(part, Outer) or part.left.shape[0] > 1 or weights.ndim != 2:
+        weights += part.dense().reshape(weights.shape)
+        return
+    scale = float(np.asarray(part.scale).reshape(-1)[0])
+    left, right = np.ascontiguousarray(part.left[0]), np.ascontiguousarray(part.right[0])
+    if not (scale and left.any()):
+        return
+    if weights.flags.c_contiguous:
+        add_outer(weights, left, right, scale)
+    else:
+        add_outer(weights.T, right, left, scale)
+
+
+def add_outer(weights: Array, left: Array, right: Array, scale: float) -> int:
+    """weights += scale left right^T in place, returning the number of rows written."""
+    active = np.flatnonzero(right)
+    few = active.size < SPARSE_BELOW * right.size
+    written: Any = _add_outer(weights, left, right, scale, active, few)
+    return int(written)

@@ -1,0 +1,320 @@
+"""`decolle_for`, `etlp_for`, `ottt_for`, `sltt_for`: a whole network's `Learning` in one call.
+
+Each gives every projection and bias between learning populations the rule's plan, with the trace
+that is exact for the population it ends at (`exact_trace`), and each population its signal.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+
+from grasp_plugin.errors import Invalid, Refused
+from grasp_plugin.learning.losses import CrossEntropy, Loss, SmoothL1
+from grasp_plugin.learning.online import Learning, Signal
+from grasp_plugin.learning.rule import Plan, Rule, ThreeFactor, Trace, Transform
+from grasp_plugin.learning.signals import Backpropagation, OutputError, Projection, RandomReadout
+from grasp_plugin.learning.traces import (
+    AdaptiveThreshold,
+    CurrentExponential,
+    Decay,
+    Exponential,
+    Instant,
+    SynapticExponential,
+)
+from grasp_plugin.learning.transforms import BurnIn, Late
+from grasp_plugin.network.network import Network, Population
+from grasp_plugin.network.schedule import arrival_steps
+from grasp_plugin.neurons.surrogate import (
+    Boxcar,
+    FastSigmoid,
+    Sigmoid,
+    Surrogate,
+    Triangular,
+)
+
+log = logging.getLogger(__name__)
+SUBTRACTIVE = ("subtract-delayed", "subtract-immediate", "snntorch-nodelay", "none")
+
+
+def exact_trace(p: Population, trace: str = "auto", *, adaptive: bool = False) -> Trace:
+    """What the membrane of `p` remembers of an input: dm[t]/dW for an unchecked synapse.
+
+    du = dv = 1          s                     `Instant`
+    du = 1               leak alone            `Exponential`
+    du < 1               current and leak      `CurrentExponential`
+    reset to a value, or a decay that differs between neurons    `SynapticExponential`
+    `adaptive`: through the adaptive threshold too               `AdaptiveThreshold`
+
+    Subtractive resets, and an adaptive threshold unless `adaptive`, count as detached.
+
+    Args:
+        p: the postsynaptic population, float.
+        trace: "rank1", "synapse", or "auto": what it needs (a per-synapse trace is logged).
+        adaptive: follow the gradient through the adaptive threshold, as ETLP does.
+
+    Raises:
+        Refused: "rank1" where it is not exact; an adaptive threshold with a current or a hard
+            reset, for which no trace is written here.
+    """
+    keep, current = _decay(1 - p.dv), _decay(1 - p.du)
+    hard = p.reset in ("value", "refractory1")
+    if adaptive and np.any(getattr(p, "theta", 0)):
+        return _adaptive(p, keep, hard or current != 0)
+    per_neuron = not (isinstance(keep, float) and isinstance(current, float))
+    if keep == 0 and current == 0:
+        return Instant()
+    if not (hard or per_neuron) and trace != "synapse":
+        return Exponential(keep) if current == 0 else CurrentExponential(keep, current)
+    why = f"reset {p.reset!r}" if hard else "a decay for each neuron"
+    if trace == "rank1":
+        raise Refused(
+            p.name, f"expected a per-synapse trace, got 'rank1': {why} makes a rank-1 trace "
+            "inexact", "Pass trace='auto' or 'synapse', or discretise with a subtractive reset",
+        )  # fmt: skip
+    if trace == "auto":
+        log.info("%s: per-synapse trace (batch, N_o, N_i), as %s needs it", p.name, why)
+    return SynapticExponential(
+        keep, hard, None if current == 0 else current, p.reset == "refractory1"
+    )
+
+
+def _adaptive(p: Population, keep: Decay, other: bool) -> Trace:
+    rho, theta = (np.unique(getattr(p, name)) for name in ("rho", "theta"))
+    if other or len(rho) > 1 or len(theta) > 1:
+        raise Refused(
+            p.name, "expected an adaptive threshold with one rho and theta, no current and a "
+            "subtractive reset, got another", "Use DECOLLE, which does not follow the threshold",
+        )  # fmt: skip
+    return AdaptiveThreshold(keep, float(rho[0]), float(theta[0]))
+
+
+def _decay(values: Any) -> Decay:
+    """A number, or a tuple where neurons differ."""
+    return float(values[0]) if np.all(values == values[0]) else tuple(float(v) for v in values)
+
+
+def decolle_for(
+    network: Network,
+    classes: int,
+    learning_rate: float,
+    *,
+    surrogate: Surrogate | None = None,
+    loss: Loss | None = None,
+    amplitude: float = 0.5,
+    dropout: float = 0.0,
+    burn_in: int = 0,
+    trace: str = "auto",
+    frozen: Collection[str] = (),
+    seed: int = 0,
+    official: bool = False,
+) -> Learning:
+    """DECOLLE in a whole network: each spiking population learns from a random readout of its own.
+
+    The class is read from the last population's readout. Decays are the network's own; the authors'
+    neuron is `neurons` with a current, a delay of one step and an adaptive threshold.
+
+    Args:
+        learning_rate: eta, in units of the network's weights.
+        surrogate: of the membrane minus the threshold; None: the authors' FastSigmoid(10).
+        loss: local loss; None: SmoothL1.
+        amplitude, dropout, seed: of the readouts; population i gets seed + i.
+        burn_in: steps without update.
+        trace: see `exact_trace`.
+        frozen: projections and biases that do not learn.
+        official: half of the spikes dropped on the way to the readout, and the half-open boxcar.
+
+    Raises:
+        Invalid: an unknown frozen name.
+        Refused: no spiking population.
+
+    References:
+        As `decolle`.
+    """
+    populations = [p for p in network.populations if p.spiking]
+    if not populations:
+        raise Refused("network", "expected a spiking population, got none", "Add one")
+    if official:
+        surrogate, dropout = surrogate or Boxcar(0.5, closed_left=False), dropout or 0.5
+    signals: dict[str, Signal] = {
+        p.name: RandomReadout(classes, amplitude, loss or SmoothL1(), dropout, 0.0, seed + i)
+        for i, p in enumerate(populations)
+    }
+    after = (BurnIn(burn_in),) if burn_in else ()
+    plans: dict[str, Rule] = {}
+    for p in populations:
+        rule = ThreeFactor(
+            exact_trace(p, trace), surrogate or FastSigmoid(10.0), learning_rate, name="decolle"
+        )
+        plans |= _into(network, p, rule, after, frozen)
+    return Learning(plans, signals, classes, populations[-1].name)
+
+
+def etlp_for(
+    network: Network,
+    classes: int,
+    learning_rate: float,
+    *,
+    probability: float = 0.1,
+    trace: str = "auto",
+    frozen: Collection[str] = (),
+    seed: int = 0,
+    official: bool = False,
+) -> Learning:
+    """ETLP in a whole network: hidden populations learn from the projected label, outputs from
+    their error, both at random teaching events.
+
+    psi = 0.3 / thr^2 max(0, 1 - |V - A| / thr), thr the population's v_th.
+
+    Args:
+        learning_rate: eta.
+        probability: of a teaching event in a step.
+        trace: see `exact_trace`; follows an adaptive threshold.
+        frozen: projections and biases that do not learn.
+        seed: of the feedback matrices (population i: seed + i) and of the events (seed).
+        official: psi without the chain factor 1 / thr, and not masked by refractoriness.
+
+    Raises:
+        Invalid: the output has not one neuron a class, or v_th <= 0 or not the same for all.
+        Refused: as `exact_trace`.
+
+    References:
+        As `etlp`.
+
+    Departures:
+        The authors' output fires from the membrane of the step before; here it is the network's
+        own population.
+    """
+    top = _output(network, classes)
+    signals: dict[str, Signal] = {}
+    plans: dict[str, Rule] = {}
+    for i, p in enumerate(network.populations):
+        if p.name == top:
+            signals[top] = OutputError(classes, probability, seed)
+        elif p.spiking:
+            signals[p.name] = Projection(classes, probability, seed=seed, matrix_seed=seed + 1 + i)
+        else:
+            continue
+        rule = ThreeFactor(
+            _masked(exact_trace(p, trace, adaptive=True), official), _triangle(p, official),
+            learning_rate, name="etlp",
+        )  # fmt: skip
+        plans |= _into(network, p, rule, (), frozen)
+    return Learning(plans, signals, classes, top)
+
+
+def _masked(trace: Trace, official: bool) -> Trace:
+    if official and isinstance(trace, AdaptiveThreshold):
+        return AdaptiveThreshold(trace.decay, trace.rho, trace.theta, masked=False)
+    return trace
+
+
+def _triangle(p: Population, official: bool) -> Surrogate | None:
+    if not p.spiking:
+        return None
+    thr = float(p.v_th[0])
+    if thr <= 0 or np.any(p.v_th != thr):
+        raise Invalid(
+            p.name, f"expected one threshold > 0, got {p.v_th.min()}..{p.v_th.max()}",
+            "Give the population one v_threshold",
+        )  # fmt: skip
+    return Triangular(0.3 / thr if official else 0.3 / thr**2, thr)
+
+
+def ottt_for(
+    network: Network,
+    classes: int,
+    learning_rate: float,
+    *,
+    loss: Loss | None = None,
+    slope: float = 4.0,
+    memory: bool = True,
+    trace: str = "auto",
+    pipelined: bool = False,
+    frozen: Collection[str] = (),
+    official: bool = False,
+) -> Learning:
+    """OTTT in a whole network: the loss of each step, back through the layers at that step.
+
+    Args:
+        learning_rate: eta.
+        loss: of the output (spikes or membrane) at each step; None: cross-entropy.
+        slope: of the sigmoid surrogate.
+        memory: False: no traces (SLTT).
+        trace: see `exact_trace`.
+        pipelined: updates come as late as they do on Lava, where each connection takes a step
+            (`Late`); without it, Lava refuses a hidden layer.
+        frozen: projections and biases that do not learn.
+        official: no trace in the first layer, none in biases (see `ottt`).
+
+    Raises:
+        Invalid: the output has not one neuron a class.
+        Refused: as `exact_trace`.
+
+    References:
+        As `ottt`.
+    """
+    top = _output(network, classes)
+    signal = Backpropagation(loss or CrossEntropy(), Sigmoid(slope))
+    plans: dict[str, Rule] = {}
+    late = late_steps(network, top) if pipelined else {}
+    for p in network.populations:
+        after = (Late(late[p.name]),) if late.get(p.name) else ()
+        rule = ThreeFactor(
+            exact_trace(p, trace) if memory else Instant(),
+            Sigmoid(slope) if p.spiking else None, learning_rate, name="ottt",
+        )  # fmt: skip
+        plans |= _into(network, p, rule, after, frozen, official and memory)
+    return Learning(plans, {p.name: signal for p in network.populations}, classes, top)
+
+
+def sltt_for(network: Network, classes: int, learning_rate: float, **options: Any) -> Learning:
+    """SLTT in a whole network: `ottt_for` without traces; options are its."""
+    return ottt_for(network, classes, learning_rate, memory=False, **options)
+
+
+def late_steps(network: Network, top: str) -> dict[str, int]:
+    """By how many steps the error of `top` reaches each population late on Lava."""
+    arrival = arrival_steps(network)
+    return {p.name: max(0, arrival[top] - arrival[p.name]) for p in network.populations}
+
+
+def _output(network: Network, classes: int) -> str:
+    names = list(dict.fromkeys(network.outputs.values()))
+    if len(names) != 1 or network[names[0]].size != classes:
+        sizes = {name: network[name].size for name in names}
+        raise Invalid(
+            "network", f"expected one output population with {classes} neurons, got {sizes}",
+            "Pass classes to match the network's output",
+        )  # fmt: skip
+    return names[0]
+
+
+def _into(
+    network: Network, p: Population, rule: ThreeFactor, after: tuple[Transform, ...],
+    frozen: Collection[str], official: bool = False,
+) -> dict[str, Rule]:  # fmt: skip
+    """The plan for every projection and bias into `p`; `official` as in `ottt_for`."""
+
+    def plan(trace: Trace) -> Rule:
+        own = ThreeFactor(trace, rule.surrogate, rule.learning_rate, name=rule.name)
+        return Plan(own, after) if after else own
+
+    out: dict[str, Rule] = {}
+    for k in network.into(p.name):
+        out[k.name] = plan(Instant() if official and k.source in network.inputs else rule.trace)
+    for b in network.biases:
+        if b.target == p.name:
+            out[b.name] = plan(Instant() if official else rule.trace)
+    known = {k.name for k in network.projections} | {b.name for b in network.biases}
+    for name in frozen:
+        if name not in known:
+            raise Invalid(
+                name, f"expected a projection or bias, one of {', '.join(sorted(known))}",
+                "Check the name against print(network)",
+            )  # fmt: skip
+        out.pop(name, None)
+    return out

@@ -1,0 +1,1 @@
+"""Learning signals: from spikes and targets to the third factor of a population."""

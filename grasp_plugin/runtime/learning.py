@@ -1,0 +1,214 @@
+"""`LearningSession`: a network that learns while it runs, the same on every back end."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from grasp_plugin.errors import Invalid, RunFailed
+from grasp_plugin.learning.losses import one_hot
+from grasp_plugin.learning.online import Learning
+from grasp_plugin.network.network import Network
+from grasp_plugin.network.weights import Array
+from grasp_plugin.runtime.checkpoint import load_arrays, save_arrays
+from grasp_plugin.runtime.session import Floats, Recording, Spikes, as_batches
+
+
+@dataclass(frozen=True, eq=False)
+class LearningRecord:
+    """What a network said while it learned.
+
+    Args:
+        logits: (time, [batch,] classes), from the readout population, before each step's update.
+        rates: mean output a step by population, over time, batch and neurons.
+    """
+
+    logits: Floats
+    rates: dict[str, float]
+
+    @property
+    def predicted(self) -> Array:
+        """The class with the largest sum of logits over time, ([batch,])."""
+        return np.asarray(self.logits.sum(axis=0).argmax(axis=-1))
+
+    def __repr__(self) -> str:
+        rates = ", ".join(f"{name} {rate:.3f}" for name, rate in self.rates.items())
+        return f"LearningRecord(logits {self.logits.shape}, rates {rates})"
+
+
+class LearningSession(ABC):
+    """A network with plans, built for one back end; a context manager.
+
+    `learn` runs a sequence from rest and changes the weights as it goes; `run` runs without
+    learning, with the weights in force. Weights, random readouts and the counters of their random
+    numbers last from one call to the next; traces do not. On "torch" the samples of a batch run
+    together and their updates add up; on "lava" and "fused" they run one after another, each with
+    the weights that the one before left, as on a chip.
+
+    Args:
+        network: what was built.
+        learning: plans by projection or bias, signals by population.
+    """
+
+    def __init__(self, network: Network, learning: Learning) -> None:
+        self.network, self.learning = network, learning
+        self.steps = 0  # steps of learning so far
+        self._closed = False
+
+    def learn(
+        self, spikes: Spikes, target: Any, *, mask: Any = None, progress: bool = False
+    ) -> LearningRecord:
+        """Run a sequence from rest, learning at every step.
+
+        Args:
+            spikes: as for `Session.run`: (time, [batch,] neuron...).
+            target: a label for each sample, integer () or (batch,); or a target for each step,
+                (time, [batch,] classes), such as one-hot rows.
+            mask: (time, [batch]), 0 where there is no target and nothing is learned; None: all 1.
+            progress: show a progress bar.
+
+        Raises:
+            Invalid: a wrong shape or value, a label out of range, or a trace that is not finite
+                (the weights are then those of the last good step).
+            RunFailed: the session is closed.
+        """
+        self._require_open()
+        inputs, batched = as_batches(self.network, spikes)
+        steps, batch = next(iter(inputs.values())).shape[:2]
+        targets = _targets(target, steps, batch, self.learning.classes, batched)
+        masks = _masks(mask, steps, batch, batched)
+        logits, sums = self._learn(inputs, targets, masks, progress)
+        self.steps += steps
+        size = {p.name: steps * batch * p.size for p in self.network.populations}
+        rates = {name: float(total) / size[name] for name, total in sums.items()}
+        return LearningRecord(logits if batched else logits[:, 0], rates)
+
+    @abstractmethod
+    def _learn(
+        self, inputs: dict[str, Floats], target: Floats, mask: Floats, progress: bool
+    ) -> tuple[Floats, dict[str, float]]:
+        """(logits (time, batch, classes), sum of outputs by population)."""
+
+    @abstractmethod
+    def run(
+        self, spikes: Spikes, record: tuple[str, ...] = (), progress: bool = False
+    ) -> Recording:
+        """Run from rest without learning; as `Session.run`."""
+
+    @abstractmethod
+    def weights(self) -> dict[str, Array]:
+        """The weights in force, by projection or bias that has a plan."""
+
+    @abstractmethod
+    def _set_weights(self, weights: dict[str, Array]) -> None: ...
+
+    @abstractmethod
+    def _memory(self) -> dict[str, Array]:
+        """What lasts between sequences beside the weights, as flat arrays by dotted name."""
+
+    @abstractmethod
+    def _set_memory(self, arrays: dict[str, Array]) -> None: ...
+
+    def learned(self) -> Network:
+        """The network with the weights in force, for `to_nir` (integers: `dequantise` it first)."""
+        return self.network.with_weights(self.weights())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write weights, readouts and counters to one file, whole or not at all.
+
+        Raises:
+            Invalid: the folder cannot be written.
+            RunFailed: the session is closed.
+        """
+        self._require_open()
+        arrays = {f"weights/{name}": value for name, value in self.weights().items()}
+        arrays |= {f"memory/{name}": value for name, value in self._memory().items()}
+        save_arrays(path, arrays, {"learning": self._fingerprint(), "steps": self.steps})
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Take up what `save` wrote with the same network and plans, on any batch size.
+
+        Raises:
+            Invalid: not a checkpoint, or one of another back end, network or plan.
+            RunFailed: the session is closed.
+        """
+        self._require_open()
+        arrays, facts = load_arrays(path)
+        if facts.get("learning") != self._fingerprint():
+            raise Invalid(
+                str(path), f"expected a checkpoint of {self._fingerprint()}, got one of "
+                f"{facts.get('learning')}", "Load it into a session with the same plans",
+            )  # fmt: skip
+        parts: dict[str, dict[str, Array]] = {"weights": {}, "memory": {}}
+        for name, value in arrays.items():
+            kind, _, rest = name.partition("/")
+            parts[kind][rest] = value
+        self._set_weights(parts["weights"])
+        self._set_memory(parts["memory"])
+        self.steps = int(facts["steps"])
+
+    def _fingerprint(self) -> list[str]:
+        plans = [f"{name}: {plan}" for name, plan in sorted(self.learning.plans.items())]
+        signals = [f"{name}: {s}" for name, s in sorted(self.learning.signals.items())]
+        return [f"{type(self).__name__} {self.network.precision}", *plans, *signals]
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise RunFailed("session", "expected an open session, got a closed one", "Build again")
+
+    def close(self) -> None:
+        """Release what the session holds; safe to call twice."""
+        self._closed = True
+
+    def __enter__(self) -> LearningSession:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _targets(target: Any, steps: int, batch: int, classes: int, batched: bool) -> Floats:
+    """Targets as (time, batch, classes)."""
+    given = np.asarray(target)
+    if given.ndim <= 1:
+        labels = given.reshape(-1)
+        if labels.shape != (batch,):
+            raise Invalid(
+                "target", f"expected a label for each of {batch} samples, got {given.shape}",
+                "Pass one integer a sample, or (time, [batch,] classes)",
+            )  # fmt: skip
+        rows = one_hot(labels, classes, np.zeros(1), node="target")
+        return np.broadcast_to(rows, (steps, batch, classes))
+    full = given if batched else given[:, None]
+    if full.shape != (steps, batch, classes) or given.dtype.kind not in "biuf":
+        raise Invalid(
+            "target", f"expected ({steps}, {batch}, {classes}) (time, batch, class), got "
+            f"{full.shape} of {given.dtype}", "Check the axes: time comes first",
+        )  # fmt: skip
+    if not np.all(np.isfinite(full)):
+        raise Invalid("target", "expected finite targets, got NaN or infinity", "Mask the steps")
+    return full.astype(np.float64)
+
+
+def _masks(mask: Any, steps: int, batch: int, batched: bool) -> Floats:
+    """Masks as (time, batch, 1)."""
+    if mask is None:
+        return np.ones((steps, batch, 1))
+    given = np.asarray(mask, dtype=np.float64)
+    full = given[:, None] if given.ndim == 1 else given
+    if full.shape not in ((steps, batch), (steps, 1)) or not np.all(np.isfinite(full)):
+        raise Invalid(
+            "mask", f"expected ({steps},) or ({steps}, {batch}), got {given.shape}",
+            "Pass 0 or 1 for each step (and sample)",
+        )  # fmt: skip
+    return np.broadcast_to(full, (steps, batch))[:, :, None]
