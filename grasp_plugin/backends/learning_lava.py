@@ -39,6 +39,8 @@ class LavaLearning(LearningSession):
     def __init__(self, network: Network, learning: Learning, **options: Any) -> None:
         super().__init__(network, learning)
         require_lava()
+        if options and network.precision == "float":
+            raise TypeError(f"expected no options for a float network, got {', '.join(options)}")
         self._options = options
         self._graph = self._compiled(1)  # refuse at build time what cannot be laid out
 
@@ -55,11 +57,13 @@ class LavaLearning(LearningSession):
         steps, batch = target.shape[:2]
         self._require_whole_sequence(steps)
         if self._graph.steps != steps:
-            kept = self.weights(), self._memory()
+            kept = self.weights(), self._memory(), self.clipped()
             self._graph.stop()
             self._graph = self._compiled(steps)
             self._set_weights(kept[0])
             self._set_memory(kept[1])
+            for name, model in self._synapses().items():
+                model.learning().clipped = kept[2][name]
         logits = np.empty(target.shape)
         sums = dict.fromkeys((p.name for p in self.network.populations), 0.0)
         for b in tqdm(range(batch), disable=not progress, desc="learn", leave=False):
@@ -226,11 +230,12 @@ class _LearningGraph:
         for process in self._first:
             process.run(RunSteps(num_steps=self.length))
         out = {n: self._recorded(sink, n) for n, sink in self._sinks.items()}
+        for p in self.network.populations:
+            if not p.spiking:
+                out[p.name] = in_float_units(p, out[p.name])
         if self._logits is not None:
             return self._recorded(self._logits, self.learning.readout), out
-        readout = self.network[self.learning.readout]
-        logits = out[readout.name]
-        return logits if readout.spiking else in_float_units(readout, logits), out
+        return out[self.learning.readout], out
 
     def _recorded(self, sink: Any, population: str) -> Floats:
         """(time, ...) of the network's steps of a population."""

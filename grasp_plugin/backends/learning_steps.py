@@ -91,7 +91,7 @@ class FixedSteps:
         self._live = live
         plans = fixed_plans(network, learning, **options)
         self.synapses = {
-            name: FixedSynapses(plan, live.arrays[name].reshape(len(live.arrays[name]), -1))
+            name: FixedSynapses(plan, _matrix(live.arrays[name]), self._conv(name))
             for name, plan in plans.items()
         }
         self.signals: State = self.learner.initial_signals(np.zeros(1))
@@ -107,13 +107,26 @@ class FixedSteps:
         thirds, self.signals = self.learner.third_factors(seen, target, mask, self.signals, weights)
         for name, synapses in self.synapses.items():
             synapses.step(self.learner.factors(name, seen, thirds))
+            self._live.written(name)
 
     def flush(self) -> None:
         """At the end of a sequence: the writes that come late."""
         for synapses in self.synapses.values():
             synapses.flush()
+        for name in self.synapses:
+            self._live.written(name)
 
-    def _below(self, name: str, weight: Array, error: Array) -> Array:
-        k = self.learner.projections[name]
+    def _conv(self, name: str) -> Conv | None:
+        k = self.learner.projections.get(name)
+        return k.weight if k is not None and isinstance(k.weight, Conv) else None
+
+    def _below(self, name: str, weight: Array, error: Array) -> Any:
+        k, conv = self.learner.projections[name], self._conv(name)
         unit = 2.0**k.weight_exp / float(self.learner.network[k.target].scale or 1.0)
-        return np.asarray(error @ weight) * unit
+        if conv is None:
+            return np.asarray(error @ weight) * unit
+        return conv_back(weight, patches(conv), error[0], conv.shape[1])[None] * unit
+
+
+def _matrix(weight: Array) -> Array:
+    return weight if weight.ndim == 2 else weight.reshape(len(weight), -1)

@@ -118,7 +118,7 @@ class PlasticLayout:
 
         options = self._options(k.name, k.target)
         if isinstance(k.weight, Conv):
-            process: Any = PlasticConv(conv=k.weight, **options)
+            process: Any = PlasticConv(conv=k.weight, **options, **self._scale(k))
         else:
             process = PlasticDense(weights=k.weight, **options, **self._scale(k))
         entry, wait = process.s_in, int(np.min(extra_delay(k, self.arrival)))

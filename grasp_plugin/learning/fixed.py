@@ -8,9 +8,11 @@ import numpy as np
 
 from grasp_plugin.errors import Invalid
 from grasp_plugin.learning import fixed_kernels as kernels
+from grasp_plugin.learning.convolved import patches
 from grasp_plugin.learning.counter_random import uniform
 from grasp_plugin.learning.fixed_plan import TRACE_MAX, W_MAX, W_MIN, Y_MAX, Y_MIN, FixedPlan
 from grasp_plugin.learning.rule import Array, Factors
+from grasp_plugin.network.weights import Conv
 
 
 class FixedSynapses:
@@ -18,22 +20,27 @@ class FixedSynapses:
 
     Args:
         plan: from `fixed_plan`.
-        weights: int [N_o, N_i], any memory order; written in place.
+        weights: int [N_o, N_i], any memory order; a kernel as [C_out, C_in prod(K)]. Written in
+            place.
+        conv: the geometry, if it is a kernel: its weights get the sum over positions, rounded once.
 
     Attributes:
         clipped: counts of traces, errors and weights that met their limit.
         fresh: the weights with the writes that are under way, which carry errors down.
     """
 
-    def __init__(self, plan: FixedPlan, weights: Array) -> None:
+    def __init__(self, plan: FixedPlan, weights: Array, conv: Conv | None = None) -> None:
         self.plan, self.weights = plan, weights
+        shape: tuple[int, int] = weights.shape if conv is None else conv.shape
+        self.outputs, self.inputs = shape
+        self._patches = None if conv is None else patches(conv)
         self.clipped = {"traces": 0, "errors": 0, "weights": 0}
         self.draws = 0  # steps of rounding so far; goes on between sequences
         self.rest()
 
     def rest(self) -> None:
         """All traces at zero; weights, counts and the rounding go on."""
-        self.x = [np.zeros(self.weights.shape[1], np.int64) for _ in self.plan.decays]
+        self.x = [np.zeros(self.inputs, np.int64) for _ in self.plan.decays]
         self.steps = 0
         self.waiting: deque[tuple[Array, Array, int]] = deque()
         self.fresh = self.weights.copy() if self.plan.late else self.weights
@@ -55,7 +62,7 @@ class FixedSynapses:
     def error(self, factors: Factors) -> Array:
         """y (N_o,), from the factors of this step, (1, N) each."""
         if self.steps <= self.plan.burn_in:
-            return np.zeros(self.weights.shape[0], np.int64)
+            return np.zeros(self.outputs, np.int64)
         wanted = -self.plan.y_scale * self.plan.rule.error(factors)[0]
         if not np.all(np.isfinite(wanted)):
             raise Invalid(
@@ -84,6 +91,10 @@ class FixedSynapses:
 
     def _write(self, weights: Array, y: Array, x: Array, draws: int) -> None:
         key = kernels.key(self.plan.seed, draws, 3)
-        clipped = kernels.write(weights, y, x, self.plan.shift, W_MIN, W_MAX, key)
+        if self._patches is None:
+            clipped = kernels.write(weights, y, x, self.plan.shift, W_MIN, W_MAX, key)
+        else:
+            sums = y.reshape(len(weights), -1) @ np.append(x, 0)[self._patches]
+            clipped = kernels.write_sums(weights, sums, self.plan.shift, W_MIN, W_MAX, key)
         if weights is self.weights:
             self.clipped["weights"] += clipped

@@ -68,6 +68,23 @@ def _write(weights, rows, columns, row_stride, column_stride, bits, low, high, k
     return clipped
 
 
+@jit
+def _write_sums(weights, sums, bits, low, high, key):
+    """weights += 2 SR(sums / 2^bits), index r columns + c."""
+    clipped = 0
+    mask = np.uint32((1 << bits) - 1)
+    for r in range(weights.shape[0]):
+        for c in range(weights.shape[1]):
+            if sums[r, c] != 0:
+                index = np.uint32(r * weights.shape[1] + c)
+                word = mix(np.uint32(key + index * GOLDEN)) & mask
+                value = np.int64(weights[r, c]) + (((sums[r, c] + np.int64(word)) >> bits) << 1)
+                bounded = min(max(value, low), high)
+                clipped += value != bounded
+                weights[r, c] = bounded
+    return clipped
+
+
 def key(seed: int, step: int, stream: int) -> Any:
     """The key of one step's random words; streams 0 to 3 are independent."""
     return _key(np.uint32(seed & 0xFFFFFFFF), np.uint32(step & 0x3FFFFFFF), np.uint32(stream))
@@ -89,3 +106,9 @@ def write(weights: Any, y: Any, x: Any, shift: int, low: int, high: int, key: An
     if weights.flags.c_contiguous:
         return int(_write(weights, y32, x32, inputs, 1, bits, low32, high32, key))
     return int(_write(weights.T, x32, y32, 1, inputs, bits, low32, high32, key))
+
+
+def write_sums(weights: Any, sums: Any, shift: int, low: int, high: int, key: Any) -> int:
+    """weights += 2 SR(sums / 2^(shift + 1)) in place; returns how many met a limit."""
+    wide = np.ascontiguousarray(sums, np.int64)
+    return int(_write_sums(weights, wide, shift + 1, low, high, np.uint32(key)))

@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from grasp_plugin.errors import Refused
+from grasp_plugin.errors import Invalid, Refused
 from grasp_plugin.learning.losses import SmoothL1
-from grasp_plugin.learning.online import Learning
+from grasp_plugin.learning.online import Learning, carries_error
 from grasp_plugin.learning.rule import Array, Plan, Rule, ThreeFactor
 from grasp_plugin.learning.signals import Projection, RandomReadout
 from grasp_plugin.learning.traces import (
@@ -37,7 +37,9 @@ from grasp_plugin.learning.traces import (
     Instant,
 )
 from grasp_plugin.learning.transforms import BurnIn, Late
+from grasp_plugin.network import weights as W
 from grasp_plugin.network.network import Network
+from grasp_plugin.network.weights import Conv
 
 TRACE_MAX, Y_MIN, Y_MAX, W_MIN, W_MAX = 127, -128, 127, -256, 254
 MAX_SHIFT, DECAY_ONE = 10, 4096
@@ -81,6 +83,7 @@ def fixed_plan(
         seed: of the rounding.
 
     Raises:
+        Invalid: learning rate, error_max or rate_max not finite, error_max <= 0, rate_max < 0.
         Refused: a per-synapse trace, decays that differ, another transform, a learning rate that
             does not fit the engine.
     """
@@ -98,11 +101,17 @@ def fixed_plan(
             name, f"expected a three-factor rule in fixed point, got {type(rule).__name__}",
             "Use DECOLLE, ETLP, OTTT or SLTT, or run in float",
         )  # fmt: skip
+    if not (math.isfinite(rule.learning_rate) and 0 < error_max < math.inf and rate_max >= 0):
+        raise Invalid(
+            name, f"expected a finite learning rate, error_max > 0 and rate_max >= 0, got "
+            f"{rule.learning_rate}, {error_max}, {rate_max}", "Pass finite numbers",
+        )  # fmt: skip
     decays, impulses, gain = _traces(name, rule.trace, rate_max)
     wanted = rule.learning_rate / unit * gain  # weight units per (float error x trace unit)
     shift = MAX_SHIFT
     if wanted:
-        shift = min(MAX_SHIFT, math.floor(math.log2(Y_MAX / (abs(wanted) * error_max))))
+        most = Y_MAX / (abs(wanted) * error_max)
+        shift = min(MAX_SHIFT, math.floor(math.log2(most))) if most else -1
     if shift < 0:
         raise Refused(
             name, f"expected a learning rate up to {Y_MAX * unit / gain / error_max:.3g} for "
@@ -140,9 +149,9 @@ def _traces(name: str, trace: Any, rate: float) -> tuple[tuple[int, ...], tuple[
             "two traces vanishes", "Change one time constant a little, or run in float",
         )  # fmt: skip
     if isinstance(trace, CurrentExponential):
-        k, b = decays
-        both = (impulse, max(0, round(impulse * b / k)))
-        return registers, both, k / (k - b) / impulse
+        fast = min(decays)  # the trace is the same with k and b exchanged
+        both = (impulse, round(impulse * fast / slow))
+        return tuple(sorted(registers, reverse=True)), both, slow / (slow - fast) / impulse
     alpha, beta = decays
     gain_q = 1 - beta if trace.gain_q is None else trace.gain_q
     gain_p = 1 - alpha if trace.gain_p is None else trace.gain_p
@@ -199,25 +208,38 @@ def fixed_plans(
         rate_max, seed: as `fixed_plan`; plan i rounds with seed + i.
 
     Raises:
+        Invalid: as `fixed_plan`; an error_max for something that has no plan.
         Refused: as `fixed_plan`; weights that are odd, or a convolution, whose shared weights the
-            engine does not have.
+            engine does not have, or that would carry an error down.
     """
+    for name in error_max if isinstance(error_max, Mapping) else ():
+        if name not in learning.plans:
+            raise Invalid(
+                name, f"expected error_max of a plan, one of {', '.join(learning.plans)}, got "
+                f"{name!r}", "Check the name",
+            )  # fmt: skip
+    for carrier in network.projections:
+        if isinstance(carrier.weight, Conv) and carries_error(carrier, learning):
+            raise Refused(
+                carrier.name, "expected dense weights to carry an error down in fixed point, got a "
+                "convolution", "Give signals only to populations above it, or learn in float",
+            )  # fmt: skip
     out: dict[str, FixedPlan] = {}
     synapses: dict[str, Any] = {k.name: k for k in network.projections}
     synapses |= {b.name: b for b in network.biases}
     for i, (name, plan) in enumerate(learning.plans.items()):
         k = synapses[name]
-        weight = k.weight if hasattr(k, "weight") else k.value
-        if not isinstance(weight, np.ndarray):
+        is_bias = not hasattr(k, "weight")
+        if is_bias and any(isinstance(j.weight, Conv) for j in network.into(k.target)):
             raise Refused(
-                name, "expected dense weights in fixed point, got a convolution: Loihi's learning "
-                "engine has no shared weights", "Freeze it (frozen=[...]), or learn in float",
+                name, "expected a bias for each neuron in fixed point, got one that the positions "
+                "of a convolution share", "Freeze it (frozen=[...]), or learn in float",
             )  # fmt: skip
-        refuse_odd(name, weight)
+        refuse_odd(name, k.value if is_bias else W.values(k.weight))
         most = error_max.get(name) if isinstance(error_max, Mapping) else error_max
         if most is None:
             most = default_error_max(learning, network, name, k.target)
         unit = 2.0**k.weight_exp / float(network[k.target].scale or 1.0)
-        rate = rate_max if hasattr(k, "weight") else 1.0  # a bias's input is always on
+        rate = 1.0 if is_bias else rate_max  # a bias's input is always on
         out[name] = fixed_plan(name, plan, unit, error_max=most, rate_max=rate, seed=seed + i)
     return out

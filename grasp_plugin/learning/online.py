@@ -34,6 +34,7 @@ from grasp_plugin.learning.rule import (
 from grasp_plugin.learning.signals import Backpropagation, OutputError, Projection, RandomReadout
 from grasp_plugin.learning.transforms import Late
 from grasp_plugin.network.network import Network
+from grasp_plugin.network.network import Projection as Synapses
 from grasp_plugin.network.weights import Conv
 
 Signal = RandomReadout | Projection | OutputError | Backpropagation
@@ -92,7 +93,7 @@ def third_factor(
         output: the population's spikes or membrane (batch, N).
         target, mask: (batch, C) and (batch, 1); mask 0: no target, no learning.
         network_output: the readout population's output (batch, C), for e-prop's error.
-        above: dL/dS from the populations above (batch, N); None at the top.
+        above: dL/dS from the populations above (batch, N); None at the readout.
     """
     if isinstance(signal, RandomReadout):
         return signal.update(output, target, state, mask=mask)
@@ -116,7 +117,8 @@ class OnlineLearner:
 
     Raises:
         Invalid: an unknown projection, bias or population; a plan without a signal.
-        Refused: sparse weights or a delay for each synapse; a trace that is not exact.
+        Refused: sparse weights or a delay for each synapse, where they learn or carry an error
+            down; a trace that is not exact.
     """
 
     def __init__(self, network: Network, learning: Learning, below: Below | None = None) -> None:
@@ -210,11 +212,12 @@ class OnlineLearner:
         thirds: dict[str, Array] = {}
         above: dict[str, Array] = {}
         signals = dict(signals)
+        top = self.learning.readout
         for p in self.order:
-            signal = self.learning.signals[p]
+            signal, output = self.learning.signals[p], seen.output[p]
             thirds[p], signals[p] = third_factor(
-                signal, seen.output[p], target, mask, signals[p],
-                network_output=seen.output[self.learning.readout], above=above.get(p),
+                signal, output, target, mask, signals[p], network_output=seen.output[top],
+                above=None if p == top else above.get(p, output * 0),  # nothing above: no error
             )  # fmt: skip
             if isinstance(signal, Backpropagation):
                 error = self._at_membrane(p, signal, thirds[p], seen)
@@ -318,9 +321,32 @@ def _check(network: Network, learning: Learning) -> None:
             learning.readout, f"expected {learning.classes} outputs to read a class from, got "
             f"{size}", "Name another readout population, or give it a RandomReadout",
         )  # fmt: skip
+    for k in network.projections:
+        _check_carrier(k, learning)
     for p, signal in learning.signals.items():
         if isinstance(signal, Projection) and signal.v_reg:
             raise Refused(p, f"expected v_reg = 0 in a network, got {signal.v_reg}", "Leave it out")
+
+
+def carries_error(k: Synapses, learning: Learning) -> bool:
+    """True if the error of a projection's target goes down through it within the step."""
+    at_once = k.min_delay == 0 and k.source in learning.signals
+    return at_once and isinstance(learning.signals.get(k.target), Backpropagation)
+
+
+def _check_carrier(k: Synapses, learning: Learning) -> None:
+    if not carries_error(k, learning):
+        return
+    if not isinstance(k.weight, (np.ndarray, Conv)):
+        raise Refused(
+            k.name, f"expected dense weights or a convolution to carry an error down, got "
+            f"{type(k.weight).__name__}", "Store them dense (network.weights.to_dense)",
+        )  # fmt: skip
+    if np.ndim(k.delay_steps):
+        raise Refused(
+            k.name, "expected one delay for all synapses that carry an error down, got one each",
+            "Use one delay",
+        )  # fmt: skip
 
 
 def _check_weight(name: str, k: Any, rule: Rule) -> None:

@@ -57,9 +57,12 @@ def exact_trace(p: Population, trace: str = "auto", *, adaptive: bool = False) -
         adaptive: follow the gradient through the adaptive threshold, as ETLP does.
 
     Raises:
+        Invalid: a population in Loihi integers.
         Refused: "rank1" where it is not exact; an adaptive threshold with a current or a hard
             reset, for which no trace is written here.
     """
+    if p.scale is not None:
+        raise Invalid(p.name, "expected a float population, got Loihi integers", "dequantise first")
     keep, current = _decay(1 - p.dv), _decay(1 - p.du)
     hard = p.reset in ("value", "refractory1")
     if adaptive and np.any(getattr(p, "theta", 0)):

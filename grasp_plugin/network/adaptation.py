@@ -8,7 +8,7 @@ do not know the hints read the neuron without adaptation.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import nir
 import numpy as np
@@ -17,8 +17,7 @@ from grasp_plugin.errors import Invalid, Refused
 from grasp_plugin.network.hints import read_hints
 from grasp_plugin.neurons.lif_fixed import check_registers
 
-if TYPE_CHECKING:
-    from grasp_plugin.network.network import Population
+Population = Any  # network.network.Population, which calls this module
 
 log = logging.getLogger(__name__)
 FIELDS = ("rho", "theta", "n_ref")

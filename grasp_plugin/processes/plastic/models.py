@@ -18,6 +18,7 @@ from grasp_plugin.learning.fixed import FixedSynapses
 from grasp_plugin.learning.kernels import add_delta, gather
 from grasp_plugin.learning.online import refuse_unless_finite
 from grasp_plugin.learning.rule import Factors
+from grasp_plugin.network.weights import Conv
 from grasp_plugin.processes.plastic.process import PlasticConv, PlasticDense
 
 ENDLESS = 2**62
@@ -39,36 +40,43 @@ class _Plastic(PyLoihiProcessModel):
         self.window = ENDLESS  # steps of learning from `first` on
         self.name = str(proc_params.get("name", "plastic synapses"))
         self.state: Any = None
-        self.pre: Any = 0
+        self.pre: Any = None
         self.waiting: deque[Any] = deque()
         self.factors: Factors | None = None
 
     def rest(self) -> None:
         """Forget all traces and what is under way; weights stay."""
-        self.state, self.pre, self.factors = None, 0, None
+        self.state, self.pre, self.factors = None, None, None
         self.waiting.clear()
         self.age[0] = 0
 
     def run_spk(self) -> None:
-        pre = np.zeros(self.s_in.shape, self.kind) + self.pre
+        pre: Any = np.zeros(self.s_in.shape, self.kind) if self.pre is None else self.pre
         self.a_out.send(self.forward(pre))
         self.pre = self.s_in.recv().astype(self.kind)
         signal, margin = self.signal_in.recv(), self.in_float(self.margin_in.recv())
-        post, active = self.post_in.recv(), self.active_in.recv()
-        self.waiting.append((pre, margin, post, active))
+        post = self.post_in.recv()[None] if self.post_in.csp_ports else None
+        active = self.active_in.recv()[None] if self.uses_active else None
+        self.waiting.append((pre[None], margin[None], post, active))
         now = int(self.age[0]) - self.first - self.late
         self.age[0] += 1
-        if len(self.waiting) <= self.late:
-            self.factors = None
-            self.back_out.send(np.zeros(self.s_in.shape))
-            return
-        pre, margin, post, active = (value[None] for value in self.waiting.popleft())
-        one = active if self.uses_active else None
-        self.factors = Factors(pre, signal[None], margin, spikes=post, active=one)
-        if not 0 <= now < self.window:
-            self.factors = None
-        error = signal if self.surrogate is None else signal * self.surrogate.first(margin[0])
-        self.back_out.send(self.backward(error * active[0] if self.uses_active else error))
+        self.factors = None
+        if len(self.waiting) > self.late:
+            pre, margin, post, active = self.waiting.popleft()
+            if 0 <= now < self.window:
+                self.factors = Factors(pre, signal[None], margin, spikes=post, active=active)
+        if self.back_out.csp_ports:
+            self.back_out.send(self._error_below())
+
+    def _error_below(self) -> Any:
+        """W^T d, d = dL/dm of this step's factors."""
+        seen = self.factors
+        if seen is None or seen.signal is None:
+            return np.zeros(self.s_in.shape)
+        error = seen.signal
+        if self.surrogate is not None:
+            error = error * self.surrogate.first(seen.membrane)
+        return self.backward((error if seen.active is None else error * seen.active)[0])
 
     def lrn_guard(self) -> bool:
         return self.plan is not None and self.factors is not None
@@ -78,7 +86,8 @@ class _Plastic(PyLoihiProcessModel):
         if self.state is None:
             self.state = self.plan.init(matrix)
         delta, self.state = self.plan.update(self.factors, self.state, matrix)
-        refuse_unless_finite(delta, self.state, self.name, int(self.age[0]) - 1)
+        step = int(self.age[0]) - 1 - self.first - self.late  # of the sequence
+        refuse_unless_finite(delta, self.state, self.name, step)
         add_delta(self.weights, delta)
 
     def in_float(self, margin: Any) -> Any:
@@ -110,14 +119,53 @@ class PyPlasticDenseFloat(_Plastic):
         return gather(self.weights, pre)
 
     def backward(self, error: Any) -> Any:
-        return error @ self.weights if self.back_out.csp_ports else np.zeros(self.s_in.shape)
+        return error @ self.weights
+
+
+class _PlasticFixed(_Plastic):
+    """What the fixed models share: integers around, `FixedSynapses` inside."""
+
+    kind = np.int64
+    conv: Conv | None = None
+
+    def __init__(self, proc_params: Any) -> None:
+        super().__init__(proc_params)
+        self.weight_exp = int(proc_params["weight_exp"])
+        self.scale = float(proc_params["scale"])
+        self.synapses: FixedSynapses | None = None
+        self.bound: Any = None  # the array that they write
+
+    def rest(self) -> None:
+        super().rest()
+        if self.synapses is not None:
+            self.synapses.rest()
+
+    def learning(self) -> FixedSynapses:
+        """The integer state, on the weights as they are now."""
+        if self.synapses is None or self.bound is not self.weights:
+            self.bound = self.weights
+            matrix = self.weights.reshape(len(self.weights), -1)
+            self.synapses = FixedSynapses(self.plan, matrix, self.conv)
+        return self.synapses
+
+    def run_lrn(self) -> None:
+        self.learning().step(self.factors)  # type: ignore[arg-type]  # given, by lrn_guard
+
+    def in_float(self, margin: Any) -> Any:
+        return margin / (64.0 * self.scale)
+
+    def shifted(self, total: Any) -> Any:
+        exponent = self.weight_exp
+        return total << exponent if exponent > 0 else total >> -exponent
+
+    def in_weights(self, error: Any) -> Any:
+        return error * (2.0**self.weight_exp / self.scale)
 
 
 @implements(proc=PlasticDense, protocol=LoihiProtocol)
 @requires(CPU)
 @tag("fixed_pt")
-class PyPlasticDenseFixed(_Plastic):
-    kind = np.int64
+class PyPlasticDenseFixed(_PlasticFixed):
     s_in: Any = LavaPyType(PyInPort.VEC_DENSE, np.int32)
     a_out: Any = LavaPyType(PyOutPort.VEC_DENSE, np.int32)
     signal_in: Any = LavaPyType(PyInPort.VEC_DENSE, float)
@@ -128,37 +176,11 @@ class PyPlasticDenseFixed(_Plastic):
     weights: Any = LavaPyType(np.ndarray, np.int16, precision=8)
     age: Any = LavaPyType(np.ndarray, int)
 
-    def __init__(self, proc_params: Any) -> None:
-        super().__init__(proc_params)
-        self.weight_exp = int(proc_params["weight_exp"])
-        self.scale = float(proc_params["scale"])
-        self.synapses: FixedSynapses | None = None
-
-    def rest(self) -> None:
-        super().rest()
-        if self.synapses is not None:
-            self.synapses.rest()
-
-    def learning(self) -> FixedSynapses:
-        """The integer state, on the weights as they are now."""
-        if self.synapses is None or self.synapses.weights is not self.weights:
-            self.synapses = FixedSynapses(self.plan, self.weights)
-        return self.synapses
-
-    def run_lrn(self) -> None:
-        self.learning().step(self.factors)  # type: ignore[arg-type]  # given, by lrn_guard
-
-    def in_float(self, margin: Any) -> Any:
-        return margin / (64.0 * self.scale)
-
     def forward(self, pre: Any) -> Any:
-        total, exponent = gather(self.weights, pre), self.weight_exp
-        return total << exponent if exponent > 0 else total >> -exponent
+        return self.shifted(gather(self.weights, pre))
 
     def backward(self, error: Any) -> Any:
-        if not self.back_out.csp_ports:
-            return np.zeros(self.s_in.shape)
-        return (error @ self.weights) * (2.0**self.weight_exp / self.scale)
+        return self.in_weights(error @ self.weights)
 
 
 @implements(proc=PlasticConv, protocol=LoihiProtocol)
@@ -184,6 +206,32 @@ class PyPlasticConvFloat(_Plastic):
         return (self.weights.reshape(len(self.weights), -1) @ seen.T).ravel()
 
     def backward(self, error: Any) -> Any:
-        if not self.back_out.csp_ports:
-            return np.zeros(self.s_in.shape)
         return conv_back(self.weights, self.patches, error, self.s_in.shape[0])
+
+
+@implements(proc=PlasticConv, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("fixed_pt")
+class PyPlasticConvFixed(_PlasticFixed):
+    s_in: Any = LavaPyType(PyInPort.VEC_DENSE, np.int32)
+    a_out: Any = LavaPyType(PyOutPort.VEC_DENSE, np.int32)
+    signal_in: Any = LavaPyType(PyInPort.VEC_DENSE, float)
+    margin_in: Any = LavaPyType(PyInPort.VEC_DENSE, np.int32)
+    post_in: Any = LavaPyType(PyInPort.VEC_DENSE, np.int32)
+    active_in: Any = LavaPyType(PyInPort.VEC_DENSE, np.int32)
+    back_out: Any = LavaPyType(PyOutPort.VEC_DENSE, float)
+    weights: Any = LavaPyType(np.ndarray, np.int16, precision=8)
+    age: Any = LavaPyType(np.ndarray, int)
+
+    def __init__(self, proc_params: Any) -> None:
+        super().__init__(proc_params)
+        self.conv = proc_params["conv"]
+        self.patches = patches(proc_params["conv"])
+
+    def forward(self, pre: Any) -> Any:
+        seen = np.append(pre, 0)[self.patches]
+        matrix = self.weights.reshape(len(self.weights), -1).astype(np.int64)
+        return self.shifted((matrix @ seen.T).ravel())
+
+    def backward(self, error: Any) -> Any:
+        return self.in_weights(conv_back(self.weights, self.patches, error, self.s_in.shape[0]))

@@ -98,18 +98,20 @@ class PlasticConv(_Plastic):
         self,
         *,
         conv: Conv,
-        plan: Rule | None,
+        plan: Rule | FixedPlan | None,
         first_step: int = 0,
         late: int = 0,
         surrogate: Surrogate | None = None,
         uses_active: bool = False,
+        weight_exp: int = 0,
+        scale: float = 1.0,
         **kwargs: Any,
     ) -> None:
-        if plan is not None and not isinstance(plan, Convolved):
+        if isinstance(plan, Rule) and not isinstance(plan, Convolved):
             plan = Convolved(plan, conv)
         super().__init__(
             conv=conv, plan=plan, first_step=first_step, late=late, surrogate=surrogate,
-            uses_active=uses_active, **kwargs,
+            uses_active=uses_active, weight_exp=weight_exp, scale=scale, **kwargs,
         )  # fmt: skip
         self._ports(conv.shape[1], conv.shape[0], conv.kernel)
 
