@@ -22,6 +22,7 @@ from grasp_plugin.learning.rule import Rule as Rule
 from grasp_plugin.learning.rule import ThreeFactor as ThreeFactor
 from grasp_plugin.learning.rule import Transform as Transform
 from grasp_plugin.learning.rule import check_finite as check_finite
+from grasp_plugin.learning.transforms import L1 as L1
 from grasp_plugin.learning.transforms import Accumulate as Accumulate
 from grasp_plugin.learning.transforms import BurnIn as BurnIn
 from grasp_plugin.learning.transforms import Late as Late

@@ -14,6 +14,7 @@ from grasp_plugin.learning.rule import (
     Delta,
     Factors,
     PerSynapse,
+    Plan,
     Rule,
     State,
     ThreeFactor,
@@ -26,6 +27,7 @@ from grasp_plugin.learning.traces import (
     SynapticExponential,
     decay_of,
 )
+from grasp_plugin.learning.transforms import L1
 from grasp_plugin.neurons.surrogate import Triangular
 
 
@@ -38,6 +40,7 @@ def etlp(
     thr: float = 1.0,
     dt_ms: float = 1.0,
     low_pass_ms: float | None = None,
+    l1: float = 0.0,
     official: bool = False,
 ) -> Rule:
     """The rule of ETLP's hidden weights, input and recurrent alike.
@@ -45,7 +48,8 @@ def etlp(
     eps_v[t] = d_v eps_v[t-1] + x[t]                  x: input spikes, or S[t-1] for W_rec
     eps_a[t] = psi[t-1] eps_v[t-1] + (rho - psi[t-1] theta) eps_a[t-1]
     e[t]     = psi[t] (eps_v[t] - theta eps_a[t])
-    dW[t]    = -eta sum_b L[t] e[t]                   L: `signals.Projection`, 0 between events
+    dW[t]    = -eta (sum_b L[t] e[t] + lambda_1 sign(W) [event])
+    L                                                 `signals.Projection`, 0 between events
     psi      = 0.3 / thr^2 max(0, 1 - |V - A| / thr)  0 while the neuron is refractory
 
     The gradient of <L, S[t]> through time, exact where the reset and the recurrent spikes are
@@ -60,6 +64,7 @@ def etlp(
         theta        theta          -     ()
         thr          thr            -     ()
         dt           dt_ms          ms    ()
+        lambda_1     l1             -     ()
                      low_pass_ms    ms    (); e-prop: e filtered with the output's time constant
                      official       -     bool; see Departures
 
@@ -93,10 +98,11 @@ def etlp(
         trace = Exponential(decay)
     else:
         trace = SynapticExponential(decay, hard_reset=False)
-    rule = ThreeFactor(trace, surrogate, learning_rate, name="etlp")
-    if low_pass_ms is None:
-        return rule
-    return EProp(rule, _single(decay_of(low_pass_ms, dt_ms)))
+    core = ThreeFactor(trace, surrogate, learning_rate, name="etlp")
+    rule: Rule = core
+    if low_pass_ms is not None:
+        rule = EProp(core, _single(decay_of(low_pass_ms, dt_ms)))
+    return Plan(rule, (L1(learning_rate * l1),)) if l1 else rule
 
 
 def etlp_output(

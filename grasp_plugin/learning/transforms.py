@@ -112,6 +112,34 @@ class Late(Transform):
         return out, {str(i): waiting for i, waiting in enumerate(queue)}
 
 
+@dataclass(frozen=True)
+class L1(Transform):
+    """delta - strength sign(w) at steps at which any neuron has a learning signal.
+
+    `strength` is eta lambda_1: ETLP's regulariser, which acts at teaching events only.
+
+    Raises:
+        Invalid: strength < 0.
+    """
+
+    strength: float
+
+    def __post_init__(self) -> None:
+        if self.strength < 0:
+            raise Invalid("L1", f"expected strength >= 0, got {self.strength}", "Pass eta lambda")
+
+    def init(self, weight: Array, *, batch: int = 1) -> State:
+        return {}
+
+    def update(
+        self, delta: Delta, state: State, weight: Array, **extras: Any
+    ) -> tuple[Delta, State]:
+        xp, signal = array_namespace(weight), extras["factors"].need("signal", "L1")
+        event = xp.astype(xp.max(abs(signal)) > 0, weight.dtype)
+        pull = self.strength * event * xp.sign(weight)
+        return {**delta, "weight": Full(delta["weight"].dense() - pull)}, state
+
+
 def _to_state(value: Any) -> Any:
     """A part of a delta as a dict of arrays (or an array, a bias's)."""
     if isinstance(value, Outer):

@@ -110,6 +110,7 @@ def decolle_step(
     gain_q: Array | None = None,
     gain_p: Array | None = None,
     gain_r: Array | None = None,
+    by_membrane: bool = False,
     spike: Spike = heaviside,
 ) -> tuple[Array, State, Array]:
     """DECOLLE's neuron with the filters behind the weights; its threshold is 0.
@@ -132,6 +133,7 @@ def decolle_step(
         g_q       gain_q    -     (); None: 1 - beta
         g_p       gain_p    -     (); None: 1 - alpha
         g_r       gain_r    -     (); None: 1 - alpha_rp
+                  by_membrane  -  bool: R falls by S[t-1] U[t-1] instead of S[t-1]
 
     Returns:
         (S, state, U).
@@ -139,7 +141,8 @@ def decolle_step(
     References:
         Kaiser, Mostafa, Neftci, Front. Neurosci. 14:424, 2020; authors' code,
         decolle/base_model.py:208-224 (LIFLayer). gain_q = gain_p = gain_r = 1 are the
-        un-normalised gains of lines 274-290 (LIFLayerNonorm).
+        un-normalised gains of lines 274-290 (LIFLayerNonorm); gain_q = tau_s, gain_p = tau_m those
+        of BaseLIFLayer (177-190); by_membrane is LIFLayerRefractory (242-260).
     """
     q = beta * state["q"] + (1 - beta if gain_q is None else gain_q) * a
     p = alpha * state["p"] + (1 - alpha if gain_p is None else gain_p) * state["q"]
@@ -147,4 +150,4 @@ def decolle_step(
     r = alpha_rp * state["r"] - fall * state["s"]
     u = p + bias + r
     s = spike(u)
-    return s, {"q": q, "p": p, "r": r, "s": s}, u
+    return s, {"q": q, "p": p, "r": r, "s": s * u if by_membrane else s}, u
