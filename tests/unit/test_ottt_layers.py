@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from grasp_plugin.backends.ottt_layers import (
+from grasp_plugin.training.ottt_layers import (
     TracedLinear,
     detach,
     reset_traces,

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from grasp_plugin.backends.rule_optimizer import RuleOptimizer
+from grasp_plugin.training.rule_optimizer import RuleOptimizer
 from grasp_plugin.errors import Invalid, Refused
 from grasp_plugin.learning import (
     Accumulate,
