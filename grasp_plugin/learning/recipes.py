@@ -251,7 +251,8 @@ def ottt_for(
         pipelined: updates come as late as they do on Lava, where each connection takes a step
             (`Late`); without it, Lava refuses a hidden layer.
         frozen: projections and biases that do not learn.
-        official: no trace in the first layer, none in biases (see `ottt`).
+        official: no trace in the first layer, none in biases, and in a memoryless readout that of
+            the population before it (see `ottt`).
 
     Raises:
         Invalid: the output has not one neuron a class.
@@ -308,7 +309,12 @@ def _into(
 
     out: dict[str, Rule] = {}
     for k in network.into(p.name):
-        out[k.name] = plan(Instant() if official and k.source in network.inputs else rule.trace)
+        trace = rule.trace
+        if official and k.source in network.inputs:
+            trace = Instant()
+        elif official and rule.trace == Instant():
+            trace = Exponential(_decay(1 - network[k.source].dv))
+        out[k.name] = plan(trace)
     for b in network.biases:
         if b.target == p.name:
             out[b.name] = plan(Instant() if official else rule.trace)

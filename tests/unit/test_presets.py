@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from grasp_plugin import build
 from grasp_plugin.errors import Invalid
-from grasp_plugin.learning import L1, Factors, Plan, decolle_for, etlp, etlp_for
+from grasp_plugin.learning import L1, Factors, Plan, decolle_for, etlp, etlp_for, ottt_for
 from grasp_plugin.learning.etlp import heterogeneous_tau_ms
+from grasp_plugin.learning.traces import Exponential, Instant
+from grasp_plugin.network.network import Population
 from grasp_plugin.network.presets import decolle_network, etlp_network
 from grasp_plugin.neurons.adaptive import alif_init, alif_step, decolle_init, decolle_step
 
@@ -108,3 +111,19 @@ def test_bad_input() -> None:
         decolle_network((3,))
     with pytest.raises(Invalid, match="time constants > 0"):
         etlp_network(2, 2, 2, tau_a_ms=0.0)
+
+
+def test_official_ottt_of_a_network_has_the_authors_traces() -> None:
+    """No trace in the first layer and in biases; the classifier has its input's."""
+    network = etlp_network(4, 6, 3, theta=0.0, n_ref=0, recurrent=False, bias=True)
+    one, zero = np.ones(3), np.zeros(3)
+    readout = Population("output", (3,), "Output", None, one, one, zero, zero, zero, one, zero)
+    network = replace(network, populations=(network["hidden"], readout))
+    plans = ottt_for(network, 3, 0.1, official=True).plans
+    keep = float(1 - network["hidden"].dv[0])
+    assert plans["input->hidden"].trace == Instant()
+    assert plans["hidden->output"].trace == Exponential(keep)
+    assert plans["bias->output"].trace == Instant()
+    exact = ottt_for(network, 3, 0.1).plans
+    assert exact["input->hidden"].trace == Exponential(keep)
+    assert exact["hidden->output"].trace == Instant()
