@@ -28,6 +28,10 @@ class Loss(ABC):
     def gradient(self, y: Array, target: Array, mask: Array = 1.0) -> Array:
         """dL/dy (batch, classes), with the mean's 1/B in it."""
 
+    @abstractmethod
+    def curvature(self, y: Array, target: Array, v: Array, mask: Array = 1.0) -> Array:
+        """(d^2 L / dy^2) v (batch, classes), Lambda v of `learning.curvature`; L is convex in y."""
+
 
 @dataclass(frozen=True)
 class SmoothL1(Loss):
@@ -42,6 +46,10 @@ class SmoothL1(Loss):
         d = (y - target) * mask
         return array_namespace(y).clip(d, -1.0, 1.0) * mask / math.prod(y.shape)
 
+    def curvature(self, y: Array, target: Array, v: Array, mask: Array = 1.0) -> Array:
+        inside = array_namespace(y).astype(abs((y - target) * mask) < 1, y.dtype)
+        return inside * mask * mask * v / math.prod(y.shape)
+
 
 @dataclass(frozen=True)
 class MSE(Loss):
@@ -53,6 +61,9 @@ class MSE(Loss):
 
     def gradient(self, y: Array, target: Array, mask: Array = 1.0) -> Array:
         return 2 * (y - target) * mask * mask / math.prod(y.shape)
+
+    def curvature(self, y: Array, target: Array, v: Array, mask: Array = 1.0) -> Array:
+        return 2 * mask * mask * v / math.prod(y.shape)
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,13 @@ class CrossEntropy(Loss):
         p = e / xp.sum(e, axis=1, keepdims=True)
         return mask * (p * xp.sum(target, axis=1, keepdims=True) - target) / y.shape[0]
 
+    def curvature(self, y: Array, target: Array, v: Array, mask: Array = 1.0) -> Array:
+        xp = array_namespace(y)
+        e = xp.exp(y - xp.max(y, axis=1, keepdims=True))
+        p = e / xp.sum(e, axis=1, keepdims=True)
+        spread = p * (v - xp.sum(p * v, axis=1, keepdims=True))
+        return mask * xp.sum(target, axis=1, keepdims=True) * spread / y.shape[0]
+
 
 @dataclass(frozen=True)
 class Weighted(Loss):
@@ -83,6 +101,9 @@ class Weighted(Loss):
 
     def gradient(self, y: Array, target: Array, mask: Array = 1.0) -> Array:
         return sum(c * loss.gradient(y, target, mask) for c, loss in self.terms)
+
+    def curvature(self, y: Array, target: Array, v: Array, mask: Array = 1.0) -> Array:
+        return sum(c * loss.curvature(y, target, v, mask) for c, loss in self.terms)
 
 
 def one_hot(labels: Array, classes: int, like: Array, *, node: str = "labels") -> Array:
