@@ -13,7 +13,7 @@ import numpy as np
 from grasp_plugin.backends.fused import FusedSession
 from grasp_plugin.backends.learning_steps import FixedSteps, FloatSteps
 from grasp_plugin.backends.live_weights import LiveWeights
-from grasp_plugin.learning.online import Learning, Seen
+from grasp_plugin.learning.online import Learning, Seen, may_rest
 from grasp_plugin.learning.rule import leaves, with_leaves
 from grasp_plugin.network.network import Network
 from grasp_plugin.network.packed import PackedState, advance, pack
@@ -39,13 +39,14 @@ class FusedLearning(LearningSession):
         super().__init__(network, learning)
         self._packed = pack(network)
         live = LiveWeights(network, self._packed)
-        self._live, self._plastic = live, {n: live.arrays[n] for n in learning.plans}
+        self._live = live
         self._steps: FloatSteps | FixedSteps
         if network.precision == "loihi":
             self._steps = FixedSteps(network, learning, live, options)
         else:
             self._steps = FloatSteps(network, learning, live, **options)
         self._learner = self._steps.learner
+        self._plastic = {n: live.arrays[n] for n in learning.plans}
 
     def clipped(self) -> dict[str, dict[str, int]]:
         """In integers, by plan: how many traces, errors and weights met their limit so far."""
@@ -82,6 +83,7 @@ class FusedLearning(LearningSession):
         t, packed = forward.step, self._packed
         margin = np.empty((1, packed.neurons), packed.v_init.dtype)
         ready = (forward.wait <= 0).astype(np.float64)[None]
+        cleared = 1.0 - forward.s[None]
         out, _, _ = advance(packed, forward, x[None], margin=margin)
         output: dict[str, Array] = {}
         margins: dict[str, Array] = {}
@@ -91,9 +93,11 @@ class FusedLearning(LearningSession):
             output[p.name] = spikes.astype(np.float64) if p.spiking else in_float_units(p, spikes)
             margins[p.name] = value / (1.0 if p.scale is None else 64.0 * p.scale)
         active = {
-            p.name: ready[:, packed.slices[p.name]]
+            p.name: (ready * cleared if p.reset == "refractory1" else ready)[
+                :, packed.slices[p.name]
+            ]
             for p in self.network.populations
-            if np.any(p.n_ref)
+            if may_rest(p)
         }
         return Seen(self._pre(forward, t), output, margins, active)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from grasp_plugin.backends.lava import LavaSession, connected_parts, model_class
 from grasp_plugin.backends.plastic_layout import PlasticLayout
-from grasp_plugin.errors import Refused
+from grasp_plugin.errors import GraspError, Refused
 from grasp_plugin.learning.online import Learning
 from grasp_plugin.learning.rule import Plan, leaves, with_leaves
 from grasp_plugin.learning.signals import RandomReadout
@@ -68,7 +68,11 @@ class LavaLearning(LearningSession):
         sums = dict.fromkeys((p.name for p in self.network.populations), 0.0)
         for b in tqdm(range(batch), disable=not progress, desc="learn", leave=False):
             sample = {name: array[:, b] for name, array in inputs.items()}
-            logits[:, b], out = self._graph.run(sample, target[:, b], mask[:, b])
+            try:
+                logits[:, b], out = self._graph.run(sample, target[:, b], mask[:, b])
+            except GraspError:
+                self._graph.steps = 0  # its runtime is dead: the next sequence compiles anew
+                raise
             for name, value in out.items():
                 sums[name] += float(value.sum())
         return logits, sums

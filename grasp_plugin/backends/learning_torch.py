@@ -12,10 +12,11 @@ from torch.nn import functional
 from torch.nn import grad as convolution_grad
 
 from grasp_plugin.backends.torch import TorchNetwork, TorchSession
-from grasp_plugin.learning.online import Learning, OnlineLearner, Seen
+from grasp_plugin.learning.online import Learning, OnlineLearner, Seen, may_rest
 from grasp_plugin.learning.rule import State, leaves, with_leaves
 from grasp_plugin.network.network import Network
 from grasp_plugin.network.weights import Array, Conv
+from grasp_plugin.neurons import lif
 from grasp_plugin.runtime.learning import LearningSession
 from grasp_plugin.runtime.session import Floats, Recording, Spikes
 
@@ -113,13 +114,15 @@ class OnlineTorch:
                 pre[name] = like.new_zeros((like.shape[0], self.network.size_of(k.source)))
         return pre
 
-    @staticmethod
-    def _active(old: State) -> dict[str, Tensor]:
-        return {
-            name: (state["wait"] <= 0).to(state["v"].dtype)
-            for name, state in old["populations"].items()
-            if "wait" in state
-        }
+    def _active(self, old: State) -> dict[str, Tensor]:
+        out = {}
+        for p in self.network.populations:
+            if may_rest(p):
+                state = old["populations"][p.name]
+                out[p.name] = lif.ready(state)
+                if p.reset == "refractory1":
+                    out[p.name] = out[p.name] * (1 - state["s"])
+        return out
 
     def _below(self, name: str, weight: Tensor, error: Tensor) -> Tensor:
         conv = self.learner.projections[name].weight

@@ -20,7 +20,7 @@ import numpy as np
 from grasp_plugin.errors import Refused
 from grasp_plugin.learning.convolved import Convolved, SharedBias
 from grasp_plugin.learning.fixed_plan import fixed_plans
-from grasp_plugin.learning.online import Learning, OnlineLearner
+from grasp_plugin.learning.online import Learning, OnlineLearner, may_rest
 from grasp_plugin.learning.recipes import late_steps
 from grasp_plugin.learning.rule import Plan, Rule
 from grasp_plugin.learning.signals import Backpropagation, Projection
@@ -104,7 +104,7 @@ class PlasticLayout:
             "first_step": self.arrival[target],
             "late": late,
             "surrogate": signal.surrogate if passes else None,  # type: ignore[union-attr]
-            "uses_active": bool(np.any(self.network[target].n_ref)),
+            "uses_active": may_rest(self.network[target]),
             "name": name,
         }
 
@@ -153,7 +153,7 @@ class PlasticLayout:
         neurons.margin_out.connect(process.margin_in)
         if self.network[target].spiking:
             neurons.s_out.connect(process.post_in)
-        if np.any(self.network[target].n_ref):
+        if may_rest(self.network[target]):
             neurons.active_out.connect(process.active_in)
         self.plastic[name] = process
 

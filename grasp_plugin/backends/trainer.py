@@ -29,7 +29,7 @@ from grasp_plugin.backends.trainer_callbacks import Callback as Callback
 from grasp_plugin.backends.trainer_callbacks import Record as Record
 from grasp_plugin.backends.trainer_callbacks import TensorBoard as TensorBoard
 from grasp_plugin.backends.trainer_data import Batch, Sequences, as_sequences, batches_of
-from grasp_plugin.backends.trainer_file import read_state, write_state
+from grasp_plugin.backends.trainer_file import on_device, read_state, write_state
 from grasp_plugin.backends.write_back import network_of, write_back
 from grasp_plugin.errors import Invalid
 from grasp_plugin.learning.losses import MSE, CrossEntropy, Loss
@@ -126,10 +126,10 @@ class OnlineTrainer:
             if not samples:
                 raise Invalid("batches", "expected at least one batch, got none", "Check the data")
             self.epochs += 1
-            history.append(
-                {"epoch": self.epochs, "loss": loss / samples, "accuracy": right / samples,
-                 "updates": self.updates - before}
-            )  # fmt: skip
+            made = self.updates - before
+            history.append(Record(
+                epoch=self.epochs, loss=loss / samples, accuracy=right / samples, updates=made
+            ))  # fmt: skip
             for callback in self.callbacks:
                 callback.epoch(self, history[-1])
         return history
@@ -200,7 +200,7 @@ class OnlineTrainer:
         with torch.no_grad():
             for name, weight in self.online.parameters.items():
                 weight.copy_(found["weights"][name])
-        self.online.state["signals"] = _on(found["signals"], self.device)
+        self.online.state["signals"] = on_device(found["signals"], self.device)
         self.generator.set_state(found["generator"])
         self.epochs, self.updates = found["epochs"], found["updates"]
 
@@ -219,11 +219,13 @@ class OnlineTrainer:
         }
 
     def _sequences(self, batch: Batch) -> Sequences:
-        spikes, labels = batch
-        classes = self.learning.classes
-        return as_sequences(
-            self.online.network, spikes, labels, classes, self.device, self.dtype
-        )  # fmt: skip
+        try:
+            spikes, labels = batch
+        except (TypeError, ValueError) as error:
+            raise Invalid("batches", f"expected pairs of spikes and labels, got {error}",
+                          "Pass (spikes, labels) for each batch") from error  # fmt: skip
+        network, classes = self.online.network, self.learning.classes
+        return as_sequences(network, spikes, labels, classes, self.device, self.dtype)
 
     def _learn(self, given: Sequences) -> tuple[float, Tensor]:
         """(mean loss over the steps, predicted (batch,)) of one batch."""
@@ -293,7 +295,3 @@ def _loss(learning: Learning) -> Loss:
 def _add_up(total: dict[str, Tensor], deltas: Mapping[str, Any], dense: Any) -> None:
     for name, delta in dense(deltas):
         total[name] = total[name] + delta if name in total else delta
-
-
-def _on(state: dict[str, Any], device: str) -> dict[str, Any]:
-    return {k: _on(v, device) if isinstance(v, dict) else v.to(device) for k, v in state.items()}

@@ -71,3 +71,10 @@ def _outline(part: str, value: Any) -> Any:
     if part == "optimizer":
         return [group["params"] for group in value["param_groups"]]
     return {name: tuple(tensor.shape) for name, tensor in leaves(value)}
+
+
+def on_device(state: dict[str, Any], device: str) -> dict[str, Any]:
+    """Nested dicts of tensors, moved."""
+    return {
+        k: on_device(v, device) if isinstance(v, dict) else v.to(device) for k, v in state.items()
+    }

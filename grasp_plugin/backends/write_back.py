@@ -23,12 +23,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from grasp_plugin.errors import GraspError, Refused
+from grasp_plugin.errors import Refused
 from grasp_plugin.network import weights as W
 from grasp_plugin.network.discretise import discretise
 from grasp_plugin.network.network import Bias, Network, Projection
 from grasp_plugin.network.weights import Array
 
+OWN = {"w_rec": ("recurrent", "recurrent_weights"), "w_in": ("input_weights",)}
+"""By the suffix of a NIR node: the attributes of a neuron module that are its weights."""
 CLOSE = 1e-5  # of the largest weight: what a float32 module may lose
 
 
@@ -96,7 +98,7 @@ def write_back(
             if b.name in names:
                 _write_bias(b, network, before, module)
         _check_same(network, network_of(module, sample, dt), names)
-    except GraspError:
+    except BaseException:
         module.load_state_dict(old)
         raise
 
@@ -138,19 +140,11 @@ def _weight_of(node: str, module: nn.Module) -> Tensor | None:
 def _layer_of(node: str, module: nn.Module) -> Any:
     """The layer of a NIR node's name, or the parameter where that is one; None: there is none."""
     path, _, suffix = node.rpartition(".")
-    for name, attributes in (
-        (node, ()),
-        (path, {"w_rec": ("recurrent", "recurrent_weights"), "w_in": ("input_weights",)}.get(
-            suffix, ())),
-    ):  # fmt: skip
-        try:
-            layer = module.get_submodule(name)
-        except AttributeError:
-            continue
-        if name == node:
-            return layer
-        return next((getattr(layer, a) for a in attributes if hasattr(layer, a)), None)
-    return None
+    layers = dict(module.named_modules())
+    if node in layers or path not in layers:
+        return layers.get(node)
+    return next((v for a in OWN.get(suffix, ()) if (v := getattr(layers[path], a, None)) is not None
+                 ), None)  # fmt: skip
 
 
 def _is_flatten(node: str, module: nn.Module) -> bool:
@@ -199,11 +193,12 @@ def _check_same(network: Network, now: Network, names: Sequence[str]) -> None:
     for name, value in want.items():
         scale = float(np.abs(value).max(initial=0.0))
         if not np.allclose(got[name], value, rtol=CLOSE, atol=CLOSE * scale):
-            trained = "trained" if name in names else "not trained"
-            raise Refused(
-                name, f"expected the module to hold the network's values ({trained}), got others",
-                "Pass the module that the trainer was made from, or one with its other weights",
-            )  # fmt: skip
+            if name in names:
+                remedy = "Use trainer.network(): a layer such as a batch norm is folded into it"
+            else:
+                remedy = "It is not trained: pass the module that the trainer was made from"
+            raise Refused(name, "expected the module to be the trained network, got other values",
+                          remedy)  # fmt: skip
 
 
 def _arrays(network: Network) -> Mapping[str, Array]:

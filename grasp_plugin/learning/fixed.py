@@ -66,8 +66,8 @@ class FixedSynapses:
         wanted = -self.plan.y_scale * self.plan.rule.error(factors)[0]
         if not np.all(np.isfinite(wanted)):
             raise Invalid(
-                "error", f"expected finite errors, got NaN or infinity at step {self.steps - 1}",
-                "Go on from the weights kept, with a smaller learning rate",
+                self.plan.name, "expected finite errors, got NaN or infinity at step "
+                f"{self.steps - 1}", "Go on from the weights kept, with a smaller learning rate",
             )  # fmt: skip
         draw = uniform(self.plan.seed, np.array([self.draws * 4]), wanted.size, wanted)
         y = np.floor(wanted + draw).astype(np.int64)

@@ -12,7 +12,8 @@ a rule is stated once: a weight unit is 2^e / S of float, hence
     y_scale / 2^shift = eta (S / 2^e) g               trace of the float rule = g x
 
 and `shift` is the largest up to 10 (the engine's smallest product of a trace and an error, 2^-7
-with three bits lost) for which `error_max` still fits in y. What is clipped is counted.
+with three bits lost) for which `error_max` still fits in y. What is clipped is counted. The two
+impulses of a current's trace are whole numbers, so that its first steps are off by up to half one.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import numpy as np
 
 from grasp_plugin.errors import Invalid, Refused
 from grasp_plugin.learning.losses import SmoothL1
-from grasp_plugin.learning.online import Learning, carries_error
+from grasp_plugin.learning.online import Learning
 from grasp_plugin.learning.rule import Array, Plan, Rule, ThreeFactor
 from grasp_plugin.learning.signals import Projection, RandomReadout
 from grasp_plugin.learning.traces import (
@@ -57,6 +58,7 @@ class FixedPlan:
         burn_in: steps without writes.
         late: by how many steps a write comes late (`Late`).
         seed: of the rounding.
+        name: of the projection or bias, for messages.
     """
 
     rule: ThreeFactor
@@ -67,6 +69,7 @@ class FixedPlan:
     burn_in: int = 0
     late: int = 0
     seed: int = 0
+    name: str = "plastic synapses"
 
 
 def fixed_plan(
@@ -121,7 +124,7 @@ def fixed_plan(
     burn_in = max((t.steps for t in transforms if isinstance(t, BurnIn)), default=0)
     late = sum(t.steps for t in transforms if isinstance(t, Late))
     scale = wanted * 2.0**shift
-    return FixedPlan(rule, decays, impulses, scale, shift, burn_in, late, seed)
+    return FixedPlan(rule, decays, impulses, scale, shift, burn_in, late, seed, name)
 
 
 def _traces(name: str, trace: Any, rate: float) -> tuple[tuple[int, ...], tuple[int, ...], float]:
@@ -150,8 +153,12 @@ def _traces(name: str, trace: Any, rate: float) -> tuple[tuple[int, ...], tuple[
         )  # fmt: skip
     if isinstance(trace, CurrentExponential):
         fast = min(decays)  # the trace is the same with k and b exchanged
-        both = (impulse, round(impulse * fast / slow))
-        return tuple(sorted(registers, reverse=True)), both, slow / (slow - fast) / impulse
+        first = min(  # of the larger half, the one whose partner is nearest to a whole number
+            range(impulse, max(1, impulse // 2) - 1, -1),
+            key=lambda i: abs(i * fast / slow - round(i * fast / slow)),
+        )
+        both = (first, round(first * fast / slow))
+        return tuple(sorted(registers, reverse=True)), both, slow / (slow - fast) / first
     alpha, beta = decays
     gain_q = 1 - beta if trace.gain_q is None else trace.gain_q
     gain_p = 1 - alpha if trace.gain_p is None else trace.gain_p
@@ -209,20 +216,14 @@ def fixed_plans(
 
     Raises:
         Invalid: as `fixed_plan`; an error_max for something that has no plan.
-        Refused: as `fixed_plan`; weights that are odd, or a convolution, whose shared weights the
-            engine does not have, or that would carry an error down.
+        Refused: as `fixed_plan`; weights that are odd; a bias that the positions of a convolution
+            share.
     """
     for name in error_max if isinstance(error_max, Mapping) else ():
         if name not in learning.plans:
             raise Invalid(
                 name, f"expected error_max of a plan, one of {', '.join(learning.plans)}, got "
                 f"{name!r}", "Check the name",
-            )  # fmt: skip
-    for carrier in network.projections:
-        if isinstance(carrier.weight, Conv) and carries_error(carrier, learning):
-            raise Refused(
-                carrier.name, "expected dense weights to carry an error down in fixed point, got a "
-                "convolution", "Give signals only to populations above it, or learn in float",
             )  # fmt: skip
     out: dict[str, FixedPlan] = {}
     synapses: dict[str, Any] = {k.name: k for k in network.projections}

@@ -33,7 +33,7 @@ from grasp_plugin.learning.rule import (
 )
 from grasp_plugin.learning.signals import Backpropagation, OutputError, Projection, RandomReadout
 from grasp_plugin.learning.transforms import Late
-from grasp_plugin.network.network import Network
+from grasp_plugin.network.network import Network, Population
 from grasp_plugin.network.network import Projection as Synapses
 from grasp_plugin.network.weights import Conv
 
@@ -68,13 +68,18 @@ class Seen:
         pre: by plan, what reaches the synapses at this step (batch, N_i); ones for a bias.
         output: by population, spikes, or the membrane where it does not spike (batch, N).
         margin: by population, membrane minus the threshold in force (batch, N).
-        active: by population with a refractory count, 0 where it is refractory (batch, N).
+        active: by population that `may_rest`, 0 where it is refractory (batch, N).
     """
 
     pre: Mapping[str, Array]
     output: Mapping[str, Array]
     margin: Mapping[str, Array]
     active: Mapping[str, Array] = field(default_factory=dict)
+
+
+def may_rest(p: Population) -> bool:
+    """True if a neuron may be held silent for steps after a spike, and so carry no error down."""
+    return p.reset == "refractory1" or bool(np.any(p.n_ref))
 
 
 def third_factor(

@@ -311,12 +311,18 @@ def with_leaves(state: State, arrays: dict[str, Array], prefix: str = "") -> Sta
 
 
 def is_finite(delta: Delta) -> bool:
-    """False if a factor of the delta holds NaN or infinity; one sum over each."""
+    """False if the delta holds NaN or infinity, or its factors could overflow when multiplied.
+
+    One sum over each factor: the product of the sums of magnitudes bounds every entry.
+    """
     for value in delta.values():
         parts = vars(value).values() if isinstance(value, (Outer, PerSynapse, Full)) else (value,)
+        bound = 1.0
         for part in parts:
-            if not math.isfinite(part if isinstance(part, (int, float)) else float(part.sum())):
-                return False
+            size = abs(part)
+            bound *= size if isinstance(size, (int, float)) else float(size.sum())
+        if not math.isfinite(bound):
+            return False
     return True
 
 

@@ -47,6 +47,8 @@ class BurnIn(Transform):
 class Accumulate(Transform):
     """The sum of the last `steps` deltas at every `steps`-th step, zero in between.
 
+    A sequence that ends in between takes its unfinished sum with it.
+
     Raises:
         Invalid: steps < 1.
     """

@@ -73,8 +73,9 @@ class LearningSession(ABC):
             progress: show a progress bar.
 
         Raises:
-            Invalid: a wrong shape or value, a label out of range, or a trace that is not finite
-                (the weights are then those of the last good step).
+            Invalid: a wrong shape or value, a label out of range, or an update that is not finite,
+                which is not made. The weights are then those of the last good step; on "lava",
+                where each layer learns in its own time, each projection's own last good step.
             RunFailed: the session is closed.
         """
         self._require_open()
@@ -134,7 +135,7 @@ class LearningSession(ABC):
         """Take up what `save` wrote with the same network and plans, on any batch size.
 
         Raises:
-            Invalid: not a checkpoint, or one of another back end, network or plan.
+            Invalid: not a checkpoint, or one of another back end, plan, or shape of network.
             RunFailed: the session is closed.
         """
         self._require_open()
@@ -148,6 +149,13 @@ class LearningSession(ABC):
         for name, value in arrays.items():
             kind, _, rest = name.partition("/")
             parts[kind][rest] = value
+        expected = {name: value.shape for name, value in self.weights().items()}
+        found = {name: value.shape for name, value in parts["weights"].items()}
+        if found != expected:
+            raise Invalid(
+                str(path), f"expected a checkpoint of weights {expected}, got {found}",
+                "Load it into a session with the same network",
+            )  # fmt: skip
         self._set_weights(parts["weights"])
         self._set_memory(parts["memory"])
         self.steps = int(facts["steps"])

@@ -100,7 +100,7 @@ def two_layers(
     return network(
         [population("h", HIDDEN, **neurons), population("o", OUT, **top)],
         [dense(rng, "in->h", (HIDDEN, IN)), dense(rng, "h->o", (OUT, HIDDEN), delay)],
-        [Bias("bh", "h", rng.normal(size=HIDDEN) * 0.1, 5), Bias("bo", "o", rng.normal(size=OUT) / 9)],
+        [Bias("bh", "h", rng.normal(size=HIDDEN) / 9, 5), Bias("bo", "o", rng.normal(size=4) / 9)],
     )  # fmt: skip
 
 
@@ -250,6 +250,8 @@ def _step(
         more = {"rho": p.rho, "theta": p.theta, "n_ref": p.n_ref} if p.adaptive else {}
         if np.any(p.n_ref):
             active[p.name] = (neurons[p.name]["wait"] <= 0).astype(float)
+        if p.reset == "refractory1":
+            active[p.name] = 1 - neurons[p.name]["s"]
         now[p.name], after[p.name], margin[p.name] = lif.step(
             a, neurons[p.name], du=p.du, dv=p.dv, v_th=p.v_th, drive=p.drive, reset=p.reset, **more
         )

@@ -226,11 +226,12 @@ class LiveTensors(TorchDispatchMode):
         self.now -= size
 
 
-@every_rule
-@pytest.mark.parametrize("update", ["step", "sequence"])
-def test_memory_is_flat_in_time(rule: Any, update: str) -> None:
+@pytest.mark.parametrize(
+    ("rule", "update"), [*((name, "step") for name in RULES), ("ottt", "sequence")]
+)
+def test_memory_is_flat_in_time(rule: str, update: str) -> None:
     def peak(steps: int) -> Any:
-        trainer, data = OnlineTrainer(network(), rule, update=update), batches(1, steps)
+        trainer, data = OnlineTrainer(network(), RULES[rule], update=update), batches(1, steps)
         with LiveTensors(*data[0]) as live:
             trainer.fit(data, 1)
         return live.peak
@@ -493,11 +494,45 @@ def test_another_module_is_refused_and_restored() -> None:
     with torch.no_grad():
         other[2].weight += 1  # frozen, so not written
     old = {n: v.clone() for n, v in other.state_dict().items()}
-    with pytest.raises(Refused, match=r"1->3: .*not trained"):
+    with pytest.raises(Refused, match=r"1->3: .*It is not trained"):
         trainer.into(other)
     assert all(torch.equal(v, old[n]) for n, v in other.state_dict().items())
     with pytest.raises(Refused, match="expected a module with"):
         trainer.into(snntorch_net(bias=False))
+
+
+def test_norse_cells_with_weights_of_their_own() -> None:
+    norse = pytest.importorskip("norse.torch")
+    torch.manual_seed(8)
+    p = norse.LIFParameters(v_th=torch.tensor(0.2))
+    net: Any = norse.SequentialState(
+        norse.LIFRecurrentCell(7, 6, p=p), nn.Linear(6, 3), norse.LIFCell(p)
+    )
+    trainer = OnlineTrainer(net, RULES["decolle"], sample=torch.zeros(1, 7))
+    old = net[0].input_weights.detach().clone(), net[0].recurrent_weights.detach().clone()
+    trainer.fit(batches(), 10)
+    trainer.into(net)
+    assert not torch.equal(net[0].input_weights, old[0])
+    assert not torch.equal(net[0].recurrent_weights, old[1])
+    spikes = batches()[0][0]
+    with build(trainer.network(), backend="torch") as session:
+        want = session.run(spikes.numpy())["output"]
+    np.testing.assert_array_equal(run_norse(net, spikes).detach().numpy(), want)
+
+
+def test_a_folded_batch_norm_is_refused_and_the_module_restored() -> None:
+    snn = pytest.importorskip("snntorch")
+    torch.manual_seed(9)
+    kind = {"beta": 0.8, "threshold": 0.3, "init_hidden": True}
+    norm = nn.BatchNorm1d(3)
+    nn.init.constant_(norm.weight, 2.0)
+    net = nn.Sequential(nn.Linear(7, 3), norm, snn.Leaky(**kind)).eval()
+    trainer = OnlineTrainer(net, RULES["ottt"], sample=torch.zeros(1, 7))
+    trainer.fit(batches(), 1)
+    old = {n: v.clone() for n, v in net.state_dict().items()}
+    with pytest.raises(Refused, match=r"input->2: .*batch norm"):
+        trainer.into(net)
+    assert all(torch.equal(v, old[n]) for n, v in net.state_dict().items())
 
 
 def test_a_module_needs_a_sample_and_neurons() -> None:
@@ -534,6 +569,7 @@ SPIKES, LABELS = batches(1)[0]
         ([(SPIKES, LABELS.double())], "integer labels"),
         ([(SPIKES * float("nan"), LABELS)], "expected finite real numbers"),
         ([("text", LABELS)], "expected numbers"),
+        ([SPIKES], "expected pairs of spikes and labels"),
     ],
 )
 def test_wrong_batches_are_refused(given: Any, message: str) -> None:

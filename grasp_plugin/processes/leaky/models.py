@@ -58,7 +58,8 @@ class _Spiking(_Leaky):
     def ready(self) -> Any:
         if not self.active_out.csp_ports:
             return None  # nobody asks
-        return lif.ready({"wait": self.wait})
+        ready = lif.ready({"wait": self.wait})
+        return ready * (1 - self.s) if self.reset == "refractory1" else ready
 
     def advance(self, a: Any) -> tuple[Any, Any]:
         state = {"u": self.u, "v": self.v, "s": self.s}

@@ -26,8 +26,8 @@ class ResetLIF(AbstractProcess):
 
     u = (1 - du) u + a_in;  m = (1 - dv) v + u + drive;  spike where m > vth; reset as named.
     Where theta or n_ref is not 0:  A = rho A + theta s;  spike where m > vth + A and wait was 0.
-    Sends s_out, then margin_out = m - vth - A and active_out = 1 where wait was 0; 0 all before the
-    onset. In fixed point a margin is in membrane LSBs, as v.
+    Sends s_out, then margin_out = m - vth - A and active_out = 1 where wait was 0 (and, for
+    "refractory1", s was 0); 0 all before the onset. In fixed point a margin is in membrane LSBs.
 
     Tags: "floating_pt" (equations of `neurons.lif`), "fixed_pt" (`neurons.lif_fixed`).
 

@@ -1,0 +1,517 @@
+"""Bad plans, targets, numbers and files: each an error that names the culprit and the remedy."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from grasp_plugin import build, dequantise, discretise, quantise, to_nir
+from grasp_plugin.adapters.nir_file import read_nir, write_nir
+from grasp_plugin.errors import GraspError, Invalid, Refused, RunFailed
+from grasp_plugin.learning import (
+    Accumulate,
+    BurnIn,
+    EProp,
+    Late,
+    Learning,
+    Plan,
+    ThreeFactor,
+    decolle_for,
+    etlp_for,
+    ottt_for,
+)
+from grasp_plugin.learning.losses import MSE
+from grasp_plugin.learning.signals import Backpropagation, Projection
+from grasp_plugin.learning.traces import Exponential, Instant
+
+_spec = importlib.util.spec_from_file_location(
+    "plastic_cases", Path(__file__).parents[1] / "parity" / "plastic_cases.py"
+)
+assert _spec is not None
+assert _spec.loader is not None
+cases = importlib.util.module_from_spec(_spec)
+sys.modules["plastic_cases"] = cases
+_spec.loader.exec_module(cases)
+
+log = logging.getLogger(__name__)
+OUT = cases.OUT
+lava = pytest.param("lava", marks=pytest.mark.lava)
+BACKENDS = ("torch", "fused", lava)
+NET = cases.two_layers(np.random.default_rng(0))
+INTEGERS = quantise(NET, plastic=["in->h", "h->o", "bh", "bo"])
+SPIKES = (np.random.default_rng(1).random((20, cases.IN)) < 0.4).astype(float)
+RULE = ThreeFactor(Exponential(0.8), None, 0.1, name="mine")
+
+
+def made(backend: str = "fused", net: Any = NET, learning: Any = None, **options: Any) -> Any:
+    return build(net, backend, plans=learning or decolle_for(NET, 3, 0.05), **options)
+
+
+# Plans and signals
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_plan_for_nothing_or_without_a_signal(backend: str) -> None:
+    base = decolle_for(NET, 3, 0.1)
+    for name in ("h->z", "b9"):
+        wrong = replace(base, plans={name: RULE})
+        with pytest.raises(Invalid, match=rf"{name}: expected a plan on .*in->h.*, got '{name}'"):
+            made(backend, learning=wrong)
+    for name in ("in->h", "bh"):
+        wrong = replace(base, plans={name: RULE}, signals={"o": base.signals["o"]})
+        with pytest.raises(Invalid, match=rf"{name}: expected a signal for its target 'h', got"):
+            made(backend, learning=wrong)
+    with pytest.raises(Invalid, match="z: expected a signal on a population"):
+        made(backend, learning=replace(base, signals={**base.signals, "z": base.signals["o"]}))
+    with pytest.raises(Invalid, match="in->h: expected a Rule or Plan, got str"):
+        made(backend, learning=replace(base, plans={"in->h": "decolle"}))
+    with pytest.raises(Invalid, match="in->h: expected a rule without its own bias"):
+        made(backend, learning=replace(base, plans={"in->h": replace(RULE, bias=Instant())}))
+    with pytest.raises(Invalid, match="in->h: expected Late as the last transform"):
+        made(backend, learning=replace(base, plans={"in->h": Plan(RULE, (Late(1), BurnIn(1)))}))
+
+
+def test_plans_as_a_mapping_need_signals_and_classes() -> None:
+    with pytest.raises(Invalid, match=r"plans: expected signals, classes and a readout"):
+        build(NET, "fused", plans={"in->h": RULE})
+    base = decolle_for(NET, 3, 0.1)
+    with build(NET, "fused", plans=base.plans, signals=base.signals, classes=3) as session:
+        session.learn(SPIKES, 1)
+        first = session.weights()
+    with made() as session:
+        session.learn(SPIKES, 1)
+    assert cases.gap([first], [first]) == 0
+    assert set(first) == set(base.plans)
+
+
+def test_an_unknown_back_end_and_a_wrong_readout() -> None:
+    with pytest.raises(Refused, match=r"brian: expected a back end of torch, lava, fused, got"):
+        made("brian")
+    base = ottt_for(NET, OUT, 0.1)
+    with pytest.raises(Invalid, match=r"o: expected 9 outputs to read a class from, got 4"):
+        made(learning=replace(base, classes=9))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_weights_that_cannot_learn_or_carry_an_error(backend: str) -> None:
+    matrix = NET.projections[1].weight
+    sparse = replace(NET.projections[1], weight=sp.csr_matrix(matrix * (abs(matrix) > 0.4)))
+    uneven = replace(
+        NET.projections[1], delay_steps=np.random.default_rng(0).integers(0, 3, matrix.shape)
+    )
+    for k, kind in ((sparse, "expected dense weights"), (uneven, "expected one delay")):
+        net = replace(NET, projections=(NET.projections[0], k))
+        with pytest.raises(Refused, match=f"h->o: {kind}.*that learn|h->o: {kind}"):
+            made(backend, net)
+        with pytest.raises(Refused, match=rf"h->o: {kind}.*carry an error down"):
+            made(backend, net, ottt_for(net, OUT, 0.1, frozen=["h->o"], pipelined=True))
+        with made(backend, net, decolle_for(net, 3, 0.1, frozen=["h->o"])) as session:
+            session.learn(SPIKES, 1)  # what is frozen and carries nothing may be anything
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["dead end", "only a delayed way up"])
+def test_a_population_with_no_way_up_has_no_error(kind: str, backend: str) -> None:
+    """OTTT: its plans change nothing, on every back end, and the others are not disturbed."""
+    rng = np.random.default_rng(2)
+    if kind == "dead end":
+        net = cases.network(
+            [cases.population("h", 8), cases.population("o", OUT), cases.population("z", 5)],
+            [cases.dense(rng, "in->h", (8, 9)), cases.dense(rng, "h->o", (OUT, 8)),
+             cases.dense(rng, "h->z", (5, 8)), cases.dense(rng, "o->z", (5, OUT))], output="o",
+        )  # fmt: skip
+        idle = {"h->z", "o->z"}
+    else:
+        net, idle = cases.two_layers(rng, delay=1), {"in->h", "bh"}
+    with made(backend, net, ottt_for(net, OUT, 0.1, pipelined=True)) as session:
+        session.learn(SPIKES, 1)
+        moved = cases.moved(net, session.weights())
+    assert {n for n, m in moved.items() if m == 0} == idle, moved
+
+
+# What Lava cannot do in its own time
+
+
+@pytest.mark.lava
+def test_what_lava_refuses_and_says() -> None:
+    base = ottt_for(NET, OUT, 0.1)
+    with pytest.raises(Refused, match=r"in->h: expected Late\(1\).*pipelined=True.*fused"):
+        made("lava", learning=base)
+    for wrong in (Late(2), Late(1)):
+        plans = {n: Plan(p, (wrong,)) for n, p in base.plans.items()}
+        if wrong == Late(1):
+            plans |= {n: base.plans[n] for n in ("h->o", "bo")}
+            made("lava", learning=replace(base, plans=plans)).close()
+        else:
+            with pytest.raises(Refused, match=r"expected Late\(1\).*got Late\(2\)"):
+                made("lava", learning=replace(base, plans=plans))
+    error = etlp_for(NET, OUT, 0.1)
+    signals = {**error.signals, "h": Projection(OUT, 1.0, source="error")}
+    with pytest.raises(Refused, match=r"h: expected a projected label, got a projected error"):
+        made("lava", learning=replace(error, signals=signals))
+    whole = cases.behind(base, Accumulate(10))
+    with made("lava", learning=whole) as session:
+        with pytest.raises(Refused, match=r"expected Accumulate\(20\), the whole sequence"):
+            session.learn(SPIKES, 1)
+        session.learn(SPIKES[:10], 1)
+        got = session.weights()
+    with made("fused", learning=whole) as session:
+        session.learn(SPIKES[:10], 1)
+        assert cases.gap([got], [session.weights()]) < 1e-12
+    assert max(cases.moved(NET, got).values()) > 1e-3
+
+
+def test_eprop_learns_on_fused_as_on_torch() -> None:
+    """What Lava refuses, the others do: filtered eligibility, projected error."""
+    base = etlp_for(NET, OUT, 0.05)
+    rules: dict[str, Any] = {
+        n: EProp(p, 0.9) for n, p in base.plans.items() if n in ("in->h", "bh")
+    }
+    signals = {**base.signals, "h": Projection(OUT, 1.0, source="error")}
+    learning = Learning(rules, signals, OUT, "o")
+    found = []
+    for backend in ("torch", "fused"):
+        with made(backend, learning=learning) as session:
+            session.learn(SPIKES, 1)
+            found.append(session.weights())
+    assert cases.gap(found[:1], found[1:]) < 1e-12
+    assert min(cases.moved(NET, found[0]).values()) > 1e-3
+
+
+# Targets and masks
+
+TARGETS: dict[str, tuple[Any, str]] = {
+    "out of range": (3, r"target: expected labels in 0..2, got 3 at position 0"),
+    "negative": (-1, r"target: expected labels in 0..2, got -1"),
+    "float": (1.0, r"target: expected integer labels, got float64"),
+    "bool": (True, r"target: expected integer labels, got bool"),
+    "one too many": ([1, 2], r"target: expected a label for each of 1 samples, got \(2,\)"),
+    "wrong steps": (np.zeros((19, 3)), r"target: expected \(20, 1, 3\).*time comes first"),
+    "wrong classes": (np.zeros((20, 4)), r"target: expected \(20, 1, 3\)"),
+    "NaN": (np.full((20, 3), np.nan), r"target: expected finite targets, got NaN"),
+    "complex": (np.zeros((20, 3), complex), r"target: expected \(20, 1, 3\).*complex"),
+    "text": ("one", r"target"),
+}
+MASKS: dict[str, tuple[Any, str]] = {
+    "wrong steps": (np.ones(19), r"mask: expected \(20,\) or \(20, 1\), got \(19,\)"),
+    "NaN": (np.full(20, np.nan), r"mask: expected"),
+    "three axes": (np.ones((20, 1, 1)), r"mask: expected"),
+    "a number": (1.0, r"mask: expected"),
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_bad_target_is_named_and_changes_nothing(name: str) -> None:
+    target, message = TARGETS[name]
+    for backend in ("torch", "fused"):
+        with made(backend) as session:
+            with pytest.raises(Invalid, match=message):
+                session.learn(SPIKES, target)
+            assert max(cases.moved(NET, session.weights()).values()) == 0
+            assert session.steps == 0
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_a_bad_mask_is_named(name: str) -> None:
+    mask, message = MASKS[name]
+    with made() as session, pytest.raises(Invalid, match=message):
+        session.learn(SPIKES, 1, mask=mask)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bad_input_is_named_and_a_fully_masked_sequence_learns_nothing(backend: str) -> None:
+    with made(backend) as session:
+        for wrong in (SPIKES[:, :4], np.full(SPIKES.shape, np.nan)):
+            with pytest.raises(Invalid):
+                session.learn(wrong, 1)
+        session.learn(SPIKES, 1, mask=np.zeros(20))
+        assert max(cases.moved(NET, session.weights()).values()) == 0
+        session.learn(SPIKES, 1)
+        assert max(cases.moved(NET, session.weights()).values()) > 1e-4
+
+
+# Numbers that run away
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("rate", [float("inf"), float("nan")])
+def test_an_update_that_is_not_finite_is_refused_before_it_is_made(
+    rate: float, backend: str
+) -> None:
+    """It names the plan and the step, and every weight is still a number."""
+    base = decolle_for(NET, 3, 0.05)
+    bad = replace(base.plans["h->o"], learning_rate=rate)  # type: ignore[type-var]
+    on = np.ones(20)
+    on[:7] = 0
+    learning = replace(base, plans={**base.plans, "h->o": Plan(bad, (BurnIn(0),))})
+    with made(backend, learning=learning) as session:
+        with pytest.raises(Invalid, match=r"h->o: expected .*at step \d+") as caught:
+            session.learn(SPIKES, 1)
+        log.info("%s: %s", backend, caught.value)
+        after = session.weights()
+    assert all(np.all(np.isfinite(w)) for w in after.values())
+    assert np.array_equal(after["h->o"], NET.weights()["h->o"])
+    assert "learning rate" in caught.value.remedy
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_weight_that_is_not_a_number_is_found_in_the_error_at_its_step(backend: str) -> None:
+    """A NaN that slips into a hidden weight is met at the first spike that it weighs (in torch's
+    dense products: at once); the step is that of the sequence, on Lava too."""
+    learning = decolle_for(NET, 3, 0.05, burn_in=0)
+    column = int(SPIKES.argmax(axis=0).argmax())
+    first = int(np.flatnonzero(SPIKES[:, column])[0]) if backend != "torch" else 0
+    found = []
+    with made(backend, learning=learning) as session:
+        broken = session.weights()
+        broken["in->h"][5, column] = np.nan
+        session._set_weights(broken)
+        with pytest.raises(Invalid, match="NaN or infinity in the error") as caught:
+            session.learn(SPIKES, 1)
+        found.append(caught.value)
+        rest = session.weights()
+    assert found[0].node in ("in->h", "bh")
+    assert f"at step {first}." in str(found[0])
+    rest["in->h"][5, column] = 0.0
+    assert all(np.all(np.isfinite(w)) for w in rest.values())
+    assert SPIKES.argmax(axis=0).max() > 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_after_an_error_a_session_with_sound_weights_is_as_good_as_new(backend: str) -> None:
+    net = cases.deep(np.random.default_rng(0))
+    learning = decolle_for(net, 3, 0.05)
+    with made(backend, net, learning) as session:
+        good = session.weights()
+        session._set_weights({n: w * (np.nan if n == "a->b" else 1.0) for n, w in good.items()})
+        with pytest.raises(Invalid, match="at step"):
+            session.learn(SPIKES, 1)
+        session._set_weights(good)
+        session.learn(SPIKES, 1)
+        found = session.weights()
+    with made(backend, net, learning) as session:
+        session.learn(SPIKES, 1)
+        assert cases.gap([found], [session.weights()]) == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_after_a_refused_update_the_weights_are_those_of_the_step_before(backend: str) -> None:
+    """Bit for bit those of the sequence cut before the bad step, also where each factor of the
+    update is finite and only their product is not."""
+    net = cases.network(
+        [cases.population("o", OUT, node="LI", reset=None)],
+        [cases.dense(np.random.default_rng(0), "in->o", (OUT, cases.IN))],
+    )
+    learning = ottt_for(net, OUT, 0.05, loss=MSE())
+    x = SPIKES.copy()
+    x[12, 0] = 1e160  # times the error that it makes: 1e320
+    with made(backend, net, learning) as session:
+        with pytest.raises(Invalid, match=r"in->o: .* at step 12"):
+            session.learn(x, 1)
+        kept = session.weights()
+    with made(backend, net, learning) as session:
+        session.learn(x[:12], 1)
+        assert cases.gap([kept], [session.weights()]) == 0
+    assert cases.moved(net, kept)["in->o"] > 1e-3
+
+
+# Integers
+
+FIXED: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "rate too large": (
+        decolle_for(NET, 3, 1e4), {}, r"in->h: expected a learning rate up to .*, got 1e\+04",
+    ),
+    "rate infinite": (decolle_for(NET, 3, np.inf), {}, r"in->h: expected a finite learning rate"),
+    "rate overflows": (decolle_for(NET, 3, 1e308), {}, r"in->h: expected a learning rate up to"),
+    "error_max": (decolle_for(NET, 3, 0.1), {"error_max": 0.0}, r"in->h: .*error_max > 0"),
+    "error_max of nothing": (
+        decolle_for(NET, 3, 0.1), {"error_max": {"x": 1.0}}, r"x: expected error_max of a plan",
+    ),
+    "rate_max": (decolle_for(NET, 3, 0.1), {"rate_max": -1.0}, r"in->h: .*rate_max >= 0"),
+    "accumulate": (
+        cases.behind(decolle_for(NET, 3, 0.1), Accumulate(5)), {},
+        r"in->h: expected BurnIn or Late in fixed point, got Accumulate",
+    ),
+    "per synapse": (
+        decolle_for(NET, 3, 0.1, trace="synapse"), {},
+        r"in->h: expected a rank-1 trace with one decay in fixed point",
+    ),
+    "e-prop": (
+        replace(etlp_for(NET, OUT, 0.1), plans={"in->h": EProp(RULE, 0.9)}), {},
+        r"in->h: expected a three-factor rule in fixed point, got EProp",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["fused", lava])
+@pytest.mark.parametrize("name", FIXED)
+def test_what_the_engine_cannot_do_is_refused_with_the_reason(name: str, backend: str) -> None:
+    learning, options, message = FIXED[name]
+    with pytest.raises(GraspError, match=message):
+        made(backend, INTEGERS, learning, **options)
+
+
+@pytest.mark.parametrize("backend", ["fused", lava])
+def test_an_error_that_is_not_finite_names_its_plan_in_integers_too(backend: str) -> None:
+    net = cases.two_layers(np.random.default_rng(0), readout={"node": "LI", "reset": None})
+    learning = ottt_for(net, OUT, 0.001, loss=MSE(), pipelined=True)
+    integers = quantise(net, plastic=list(learning.plans))
+    target = np.zeros((20, OUT))
+    target[12] = 1.5e308
+    with made(backend, integers, learning) as session:
+        with np.errstate(all="ignore"), pytest.raises(Invalid) as caught:
+            session.learn(SPIKES, target)
+        kept = session.weights()
+    assert caught.value.node in learning.plans
+    assert "at step 12" in str(caught.value)
+    assert all(np.all(abs(w) <= 256) for w in kept.values())
+
+
+@pytest.mark.parametrize("backend", ["fused", lava])
+def test_odd_weights_and_integers_on_torch_are_refused(backend: str) -> None:
+    odd = quantise(NET, plastic=["in->h"])
+    odd = odd.with_weights({"in->h": odd.weights()["in->h"] + 1})
+    with pytest.raises(Refused, match=r"in->h: expected even weights .*quantise\(network, plastic"):
+        made(backend, odd)
+    with pytest.raises(Refused, match=r"network: expected float precision for torch"):
+        made("torch", INTEGERS)
+    with made(backend, INTEGERS) as session, pytest.raises(Refused, match="whole"):
+        session.learn(SPIKES * 0.5, 1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_options_of_integers_do_not_pass_in_float_in_silence(backend: str) -> None:
+    with pytest.raises(TypeError, match="error_max"):
+        made(backend, error_max=1.0)
+
+
+# Sessions and checkpoints
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_closed_session_says_so(backend: str, tmp_path: Path) -> None:
+    session = made(backend)
+    session.close()
+    session.close()
+    for use in (
+        lambda: session.learn(SPIKES, 1), lambda: session.run(SPIKES),
+        lambda: session.save(tmp_path / "a"), lambda: session.load(tmp_path / "a"),
+    ):  # fmt: skip
+        with pytest.raises(RunFailed, match="expected an open session"):
+            use()
+
+
+KINDS = [("torch", "float"), ("fused", "float"), ("fused", "loihi"),
+         pytest.param("lava", "float", marks=pytest.mark.lava),
+         pytest.param("lava", "loihi", marks=pytest.mark.lava)]  # fmt: skip
+RECIPES: dict[str, Any] = {
+    "decolle with dropout": lambda: decolle_for(NET, 3, 0.2, dropout=0.3),
+    "etlp": lambda: etlp_for(NET, OUT, 0.05, probability=0.4),
+    "ottt": lambda: ottt_for(NET, OUT, 0.02, pipelined=True),
+}
+
+
+@pytest.mark.parametrize(("backend", "precision"), KINDS)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_resumed_session_learns_the_same_bits(
+    recipe: str, backend: str, precision: str, tmp_path: Path
+) -> None:
+    """save, load into a new session, go on: as if nothing had been in between."""
+    net, learning = (NET if precision == "float" else INTEGERS), RECIPES[recipe]()
+    more = SPIKES[::-1].copy()
+    with made(backend, net, learning) as session:
+        session.learn(SPIKES, 1)
+        session.save(tmp_path / "kept")
+        session.learn(more, 2)
+        session.learn(SPIKES, 0)
+        want, steps = session.weights(), session.steps
+    with made(backend, net, learning) as session:
+        session.learn(more[:7], 0)  # to be forgotten
+        session.load(tmp_path / "kept")
+        assert session.steps == 20
+        session.learn(more, 2)
+        session.learn(SPIKES, 0)
+        assert cases.gap([session.weights()], [want]) == 0
+        assert session.steps == steps
+    with made(backend, net, learning) as session:  # and it does depend on what was saved
+        session.learn(more, 2)
+        session.learn(SPIKES, 0)
+        assert cases.gap([session.weights()], [want]) > 0
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "kept"
+    with made() as session:
+        session.learn(SPIKES, 1)
+        session.save(path)
+    small = cases.network(
+        [cases.population("h", 1), cases.population("o", 1)],
+        [cases.dense(np.random.default_rng(0), "in->h", (1, 9)),
+         cases.dense(np.random.default_rng(0), "h->o", (1, 1))],
+        [replace(b, value=b.value[:1]) for b in NET.biases],
+    )  # fmt: skip
+    others = {
+        "plan": made(learning=decolle_for(NET, 3, 0.06)),
+        "signal": made(learning=decolle_for(NET, 3, 0.05, seed=1)),
+        "back end": made("torch"),
+        "precision": made(net=INTEGERS),
+        "network": made(net=small),
+    }
+    for name, session in others.items():
+        before = session.weights()
+        with session, pytest.raises(Invalid, match="expected a checkpoint of"):
+            session.load(path)
+        assert cases.gap([session.weights()], [before]) == 0, name
+    with made() as session:
+        with pytest.raises(Invalid, match="expected a checkpoint file"):
+            session.load(tmp_path / "none")
+        path.write_bytes(b"nonsense")
+        with pytest.raises(Invalid, match="expected a checkpoint"):
+            session.load(path)
+
+
+@pytest.mark.parametrize(("backend", "precision"), KINDS)
+def test_what_was_learned_is_written_and_read_back(
+    backend: str, precision: str, tmp_path: Path
+) -> None:
+    """learned() -> to_nir -> file -> discretise: the same weights and biases, and the same run."""
+    net = NET if precision == "float" else INTEGERS
+    with made(backend, net, decolle_for(NET, 3, 0.2)) as session:
+        session.learn(SPIKES, 1)
+        learned = session.learned()
+        assert cases.gap([session.weights()], [learned.weights() | _biases(learned)]) == 0
+    assert max(cases.moved(net, learned.weights()).values()) > 1e-3
+    if precision == "loihi":
+        learned = dequantise(learned)
+    write_nir(to_nir(learned), tmp_path / "net.nir")
+    again = discretise(read_nir(tmp_path / "net.nir"))
+    pairs = {k.target: k for k in again.projections}
+    for k in learned.projections:
+        assert np.allclose(pairs[k.target].weight, k.weight, atol=1e-12, rtol=1e-12)
+    want = {b.target: (b.value, b.onset_steps) for b in learned.biases}
+    for b in again.biases:
+        assert np.allclose(b.value, want[b.target][0], atol=1e-12, rtol=1e-12)
+        assert b.onset_steps == want[b.target][1]
+    with build(learned, "fused") as one, build(again, "fused") as two:
+        assert np.array_equal(one.run(SPIKES)["out"], two.run(SPIKES)["out"])
+
+
+def _biases(net: Any) -> dict[str, Any]:
+    return {b.name: b.value for b in net.biases}
+
+
+def test_backpropagation_is_needed_all_the_way_up() -> None:
+    """A Backpropagation signal above which there is none gets no error: it is not a loss of its
+    own output, whatever its size."""
+    learning = Learning({"in->h": RULE}, {"h": Backpropagation()}, OUT, "o")
+    with made(learning=learning) as session:
+        session.learn(SPIKES, 1)
+        assert max(cases.moved(NET, session.weights()).values()) == 0
