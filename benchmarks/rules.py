@@ -39,7 +39,8 @@ from grasp_plugin.learning import decolle_for, etlp_for, ottt, ottt_for, sltt_fo
 from grasp_plugin.learning.fixed_plan import fixed_plan
 from grasp_plugin.learning.kernels import gather
 from grasp_plugin.learning.loihi import loihi_form
-from grasp_plugin.learning.online import OnlineLearner, Seen
+from grasp_plugin.learning.online import OnlineLearner
+from grasp_plugin.learning.spec import Seen
 from grasp_plugin.network.network import Network, Population, Projection
 from grasp_plugin.neurons.surrogate import Surrogate
 from grasp_plugin.report import table

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any, overload
 
 from grasp_plugin.errors import Invalid, Refused
-from grasp_plugin.learning.online import Learning, Signal
 from grasp_plugin.learning.rule import Rule
+from grasp_plugin.learning.spec import Learning, Signal
 from grasp_plugin.network.network import Network
 from grasp_plugin.runtime.learning import LearningSession
 from grasp_plugin.runtime.session import Session

@@ -12,8 +12,10 @@ from torch.nn import functional
 from torch.nn import grad as convolution_grad
 
 from grasp_plugin.backends.torch import TorchNetwork, TorchSession
-from grasp_plugin.learning.online import Learning, OnlineLearner, Seen, may_rest
+from grasp_plugin.learning.grasp import Chosen
+from grasp_plugin.learning.online import OnlineLearner
 from grasp_plugin.learning.rule import State, leaves, with_leaves
+from grasp_plugin.learning.spec import Learning, Seen, may_rest
 from grasp_plugin.network.network import Network
 from grasp_plugin.network.weights import Array, Conv
 from grasp_plugin.neurons import lif
@@ -93,8 +95,11 @@ class OnlineTorch:
         """weight += delta, in place."""
         for name, delta in deltas.items():
             weight = self.plastic[name]
-            outer = delta["weight"]
-            weight.add_(outer.dense().reshape(weight.shape))
+            part = delta["weight"]
+            if isinstance(part, Chosen) and weight.device.type == "cpu":
+                part.add_to(weight.detach().numpy().reshape(len(weight), -1))
+            else:
+                weight.add_(part.dense().reshape(weight.shape))
 
     def _pre(self, t: int, output: Mapping[str, Tensor], old: State) -> dict[str, Tensor]:
         pre: dict[str, Tensor] = {}

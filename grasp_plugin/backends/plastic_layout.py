@@ -20,10 +20,11 @@ import numpy as np
 from grasp_plugin.errors import Refused
 from grasp_plugin.learning.convolved import Convolved, SharedBias
 from grasp_plugin.learning.fixed_plan import fixed_plans
-from grasp_plugin.learning.online import Learning, OnlineLearner, may_rest
+from grasp_plugin.learning.online import OnlineLearner
 from grasp_plugin.learning.recipes import late_steps
 from grasp_plugin.learning.rule import Plan, Rule
 from grasp_plugin.learning.signals import Backpropagation, Projection
+from grasp_plugin.learning.spec import Learning, may_rest
 from grasp_plugin.learning.transforms import Accumulate, Late
 from grasp_plugin.network.network import Bias, Network
 from grasp_plugin.network.network import Projection as Synapses

@@ -33,8 +33,8 @@ from grasp_plugin.backends.trainer_file import on_device, read_state, write_stat
 from grasp_plugin.backends.write_back import network_of, write_back
 from grasp_plugin.errors import Invalid
 from grasp_plugin.learning.losses import MSE, CrossEntropy, Loss
-from grasp_plugin.learning.online import Learning
 from grasp_plugin.learning.signals import Backpropagation, OutputError, RandomReadout
+from grasp_plugin.learning.spec import Learning
 from grasp_plugin.network.network import Network
 
 UPDATES = ("step", "sequence")

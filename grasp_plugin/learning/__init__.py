@@ -6,7 +6,6 @@ from grasp_plugin.learning.etlp import EProp as EProp
 from grasp_plugin.learning.etlp import etlp as etlp
 from grasp_plugin.learning.etlp import etlp_output as etlp_output
 from grasp_plugin.learning.etlp import heterogeneous_tau_ms as heterogeneous_tau_ms
-from grasp_plugin.learning.online import Learning as Learning
 from grasp_plugin.learning.ottt import ottt as ottt
 from grasp_plugin.learning.ottt import sltt as sltt
 from grasp_plugin.learning.recipes import decolle_for as decolle_for
@@ -22,6 +21,7 @@ from grasp_plugin.learning.rule import Rule as Rule
 from grasp_plugin.learning.rule import ThreeFactor as ThreeFactor
 from grasp_plugin.learning.rule import Transform as Transform
 from grasp_plugin.learning.rule import check_finite as check_finite
+from grasp_plugin.learning.spec import Learning as Learning
 from grasp_plugin.learning.transforms import L1 as L1
 from grasp_plugin.learning.transforms import Accumulate as Accumulate
 from grasp_plugin.learning.transforms import BurnIn as BurnIn

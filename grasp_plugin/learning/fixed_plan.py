@@ -27,9 +27,9 @@ import numpy as np
 
 from grasp_plugin.errors import Invalid, Refused
 from grasp_plugin.learning.losses import SmoothL1
-from grasp_plugin.learning.online import Learning
 from grasp_plugin.learning.rule import Array, Plan, Rule, ThreeFactor
 from grasp_plugin.learning.signals import Projection, RandomReadout
+from grasp_plugin.learning.spec import Learning
 from grasp_plugin.learning.traces import (
     Average,
     CurrentExponential,

@@ -12,6 +12,7 @@ from typing import Any
 import numba
 import numpy as np
 
+from grasp_plugin.learning.grasp import Chosen
 from grasp_plugin.learning.rule import Array, Delta, Outer
 
 SPARSE_BELOW = 0.25  # share of non-zero inputs below which they are visited one by one
@@ -77,17 +78,18 @@ def add_delta(weights: Array, delta: Delta) -> None:
         weights: [N_o, N_i], C or Fortran order; kernels [C_out, ...]; biases (N,).
     """
     part = delta["weight"]
+    if isinstance(part, Chosen):
+        part.add_to(weights if weights.ndim == 2 else weights.reshape(len(weights), -1))
+        return
     if not isinstance(part, Outer) or part.left.shape[0] > 1 or weights.ndim != 2:
         weights += part.dense().reshape(weights.shape)
         return
     scale = float(np.asarray(part.scale).reshape(-1)[0])
-    left, right = np.ascontiguousarray(part.left[0]), np.ascontiguousarray(part.right[0])
-    if not (scale and left.any()):
-        return
-    if weights.flags.c_contiguous:
-        add_outer(weights, left, right, scale)
-    else:
-        add_outer(weights.T, right, left, scale)
+    left, right = scale * part.left[0], np.ascontiguousarray(part.right[0])
+    if left.any():  # (scale left_o) right_i in either order of memory
+        rows, columns = (left, right) if weights.flags.c_contiguous else (right, left)
+        matrix = weights if weights.flags.c_contiguous else weights.T
+        add_outer(matrix, rows, columns, 1.0)
 
 
 def add_outer(weights: Array, left: Array, right: Array, scale: float) -> int:

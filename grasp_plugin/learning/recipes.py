@@ -14,9 +14,9 @@ import numpy as np
 
 from grasp_plugin.errors import Invalid, Refused
 from grasp_plugin.learning.losses import CrossEntropy, Loss, SmoothL1
-from grasp_plugin.learning.online import Learning, Signal
 from grasp_plugin.learning.rule import Plan, Rule, ThreeFactor, Trace, Transform
 from grasp_plugin.learning.signals import Backpropagation, OutputError, Projection, RandomReadout
+from grasp_plugin.learning.spec import Learning, Signal
 from grasp_plugin.learning.traces import (
     AdaptiveThreshold,
     CurrentExponential,

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -43,6 +43,8 @@ class Factors:
         active: 0 where the neuron is refractory, else 1 (batch, N_o); None: all active.
         direct: dL/dmembrane that does not pass through the spike (batch, N_o), such as a penalty
             on the membrane.
+        curvature: u -> M u (batch, N_o), the loss's curvature in the membranes at this step, see
+            `learning.curvature`; only update schedulers ask for it.
     """
 
     pre: Array
@@ -52,6 +54,7 @@ class Factors:
     spikes: Array | None = None
     active: Array | None = None
     direct: Array | None = None
+    curvature: Callable[[Array], Array] | None = None
 
     def need(self, name: str, by: str) -> Array:
         """The factor of that name.
@@ -80,6 +83,10 @@ class Outer:
     def dense(self) -> Array:
         return self.scale * (self.left.T @ self.right)
 
+    def bound(self) -> float:
+        """At least the largest |entry|; infinite or NaN if a factor is."""
+        return _size(self.scale) * _size(self.left) * _size(self.right)
+
     def scaled(self, by: Array) -> Outer:
         return replace(self, scale=self.scale * by)
 
@@ -101,6 +108,10 @@ class PerSynapse:
         by_neuron = xp.permute_dims(self.eligibility, (1, 0, 2))
         return self.scale * (self.left.T[:, None, :] @ by_neuron)[:, 0, :]
 
+    def bound(self) -> float:
+        """At least the largest |entry|; infinite or NaN if a factor is."""
+        return _size(self.scale) * _size(self.left) * _size(self.eligibility)
+
     def scaled(self, by: Array) -> PerSynapse:
         return replace(self, scale=self.scale * by)
 
@@ -114,14 +125,23 @@ class Full:
     def dense(self) -> Array:
         return self.value
 
+    def bound(self) -> float:
+        """At least the largest |entry|; infinite or NaN if one is."""
+        return _size(self.value)
+
     def scaled(self, by: Array) -> Full:
         return Full(self.value * by)
 
 
 def scaled(delta: Delta, by: Array) -> Delta:
     """Every entry of a delta times a number (or an array of shape (1,))."""
-    kinds = (Outer, PerSynapse, Full)
-    return {k: v.scaled(by) if isinstance(v, kinds) else v * by for k, v in delta.items()}
+    return {k: v.scaled(by) if hasattr(v, "scaled") else v * by for k, v in delta.items()}
+
+
+def _size(value: Array) -> float:
+    """The sum of magnitudes of an array, or of a number."""
+    size = abs(value)
+    return float(size) if isinstance(size, (int, float)) else float(size.sum())
 
 
 class Rule(ABC):
@@ -315,15 +335,9 @@ def is_finite(delta: Delta) -> bool:
 
     One sum over each factor: the product of the sums of magnitudes bounds every entry.
     """
-    for value in delta.values():
-        parts = vars(value).values() if isinstance(value, (Outer, PerSynapse, Full)) else (value,)
-        bound = 1.0
-        for part in parts:
-            size = abs(part)
-            bound *= size if isinstance(size, (int, float)) else float(size.sum())
-        if not math.isfinite(bound):
-            return False
-    return True
+    return all(
+        math.isfinite(v.bound() if hasattr(v, "bound") else _size(v)) for v in delta.values()
+    )
 
 
 def check_finite(state: State, *, node: str, step: int) -> None:

@@ -51,6 +51,33 @@ class Picked:
         return out
 
 
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Any synapses: (rows[n], columns[n]), each pair once; shape (N_o, N_i)."""
+
+    rows: Array
+    columns: Array
+    shape: tuple[int, int]
+
+    @property
+    def size(self) -> int:
+        """How many pairs."""
+        return int(self.rows.size)
+
+    def mask(self) -> Array:
+        """As booleans [N_o, N_i], for tests and small layers."""
+        out = np.zeros(self.shape, bool)
+        out[self.rows, self.columns] = True
+        return out
+
+
+def some(rows: Array, columns: Array, k: int, shape: tuple[int, int], seed: int) -> Pairs:
+    """k pairs out of rows x columns at random, all equally likely; fewer where there are fewer."""
+    total = rows.size * columns.size
+    draw = np.random.default_rng(seed).choice(total, min(k, total), replace=False, shuffle=False)
+    return Pairs(rows[draw // max(columns.size, 1)], columns[draw % max(columns.size, 1)], shape)
+
+
 @jit
 def _staircase(a, q, tau, counts):
     """counts[r] = how many sorted q_c have a_r q_c > tau; a and q fall. Returns the sum."""
@@ -73,6 +100,29 @@ def _largest_tau(a, q, k, counts):
             high = middle
         else:
             low = middle + 1
+    return np.int64(low).view(np.float64)
+
+
+@jit
+def _covered(a, q_sums, counts):
+    """The sum of a_r q_c over the pairs taken; q_sums[c] = sum of the first c sorted q."""
+    total = 0.0
+    for r in range(a.size):
+        total += a[r] * q_sums[counts[r]]
+    return total
+
+
+@jit
+def _covering_tau(a, q, q_sums, wanted, counts):
+    """The largest float tau >= 0 at which the pairs above it hold at least `wanted`."""
+    low, high = np.int64(0), np.float64(a[0] * q[0]).view(np.int64)
+    while low < high:
+        middle = low + (high - low + 1) // 2
+        _staircase(a, q, np.int64(middle).view(np.float64), counts)
+        if _covered(a, q_sums, counts) >= wanted:
+            low = middle
+        else:
+            high = middle - 1
     return np.int64(low).view(np.float64)
 
 
@@ -134,6 +184,29 @@ def top(a: Array, q: Array, k: int) -> Picked:
     return Picked(_unsorted(counts, rows), columns)
 
 
+def covering(a: Array, q: Array, share: float) -> Picked:
+    """The pairs with the largest scores that hold `share` of the sum of all positive ones.
+
+    As few as can be told apart by a threshold: pairs of equal score come together.
+
+    Raises:
+        Invalid: scores that are not finite vectors, a negative q, a share outside (0, 1].
+    """
+    a, q = _checked(a, q)
+    if not 0 < share <= 1:
+        raise Invalid("selection", f"expected a share in (0, 1], got {share}", "Pass a share")
+    rows, columns = _sorted(a, q)
+    counts = np.zeros(a.size, np.int64)
+    sorted_a, sorted_q = a[rows], q[columns]
+    if a.size and q.size and sorted_a[0] * sorted_q[0] > 0:
+        sums = np.concatenate([[0.0], np.cumsum(sorted_q)])
+        _staircase(sorted_a, sorted_q, 0.0, counts)
+        wanted = share * _covered(sorted_a, sums, counts)
+        tau: Any = _covering_tau(sorted_a, sorted_q, sums, wanted, counts)
+        _staircase(sorted_a, sorted_q, tau, counts)
+    return Picked(_unsorted(counts, rows), columns)
+
+
 def _unsorted(counts: Array, rows: Array) -> Array:
     out = np.empty_like(counts)
     out[rows] = counts
@@ -149,7 +222,13 @@ def _write(weights, left, right, scale, counts, order):
             row[order[c]] += factor * right[order[c]]
 
 
-def write_picked(weights: Array, left: Array, right: Array, scale: float, picked: Picked) -> int:
+def write_picked(
+    weights: Array, left: Array, right: Array, scale: float, picked: Picked | Pairs
+) -> int:
     """weights += scale left right^T at the picked pairs only, in place; returns how many."""
-    _write(weights, left, right, scale, picked.counts, picked.order)
+    if isinstance(picked, Pairs):
+        rows, columns = picked.rows, picked.columns
+        weights[rows, columns] += scale * left[rows] * right[columns]
+    else:
+        _write(weights, left, right, scale, picked.counts, picked.order)
     return picked.size

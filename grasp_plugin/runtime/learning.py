@@ -12,7 +12,7 @@ import numpy as np
 
 from grasp_plugin.errors import Invalid, RunFailed
 from grasp_plugin.learning.losses import one_hot
-from grasp_plugin.learning.online import Learning
+from grasp_plugin.learning.spec import Learning
 from grasp_plugin.network.network import Network
 from grasp_plugin.network.weights import Array
 from grasp_plugin.runtime.checkpoint import load_arrays, save_arrays

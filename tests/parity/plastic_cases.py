@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from grasp_plugin.learning import Learning, Plan, Rule, Transform
-from grasp_plugin.learning.online import OnlineLearner, Seen
+from grasp_plugin.learning.online import OnlineLearner
+from grasp_plugin.learning.spec import Seen
 from grasp_plugin.network import weights as W
 from grasp_plugin.network.network import Bias, Network, Population, Projection
 from grasp_plugin.network.weights import Conv

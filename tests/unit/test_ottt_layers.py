@@ -14,6 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from grasp_plugin.errors import Invalid, Refused
+from grasp_plugin.learning import Factors, ottt
+from grasp_plugin.learning.losses import one_hot, ottt_loss
+from grasp_plugin.learning.signals import Backpropagation
+from grasp_plugin.learning.traces import CurrentExponential, Exponential, SynapticExponential
 from grasp_plugin.training.ottt_layers import (
     TracedLinear,
     detach,
@@ -21,11 +26,6 @@ from grasp_plugin.training.ottt_layers import (
     with_traces,
     without_traces,
 )
-from grasp_plugin.errors import Invalid, Refused
-from grasp_plugin.learning import Factors, ottt
-from grasp_plugin.learning.losses import one_hot, ottt_loss
-from grasp_plugin.learning.signals import Backpropagation
-from grasp_plugin.learning.traces import CurrentExponential, Exponential, SynapticExponential
 
 snn = pytest.importorskip("snntorch")
 log = logging.getLogger(__name__)

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from grasp_plugin.training.rule_optimizer import RuleOptimizer
 from grasp_plugin.errors import Invalid, Refused
 from grasp_plugin.learning import (
     Accumulate,
@@ -28,6 +27,7 @@ from grasp_plugin.learning import (
     sltt,
 )
 from grasp_plugin.learning.rule import leaves
+from grasp_plugin.training.rule_optimizer import RuleOptimizer
 
 SIZES, BATCH, STEPS = (5, 4, 3), 2, 12
 NAMES = ("0.weight", "2.weight")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from grasp_plugin.errors import Invalid
-from grasp_plugin.learning.selection import above, top, write_picked
+from grasp_plugin.learning.selection import above, covering, top, write_picked
 
 ROW = arrays(np.float64, st.integers(1, 12), elements=st.floats(-4, 4))
 COLUMN = arrays(np.float64, st.integers(1, 12), elements=st.floats(0, 4))
@@ -33,6 +33,18 @@ def test_top_k_is_brute_force(a: np.ndarray, q: np.ndarray, k: int) -> None:
 @given(st.one_of(ROW, TIED_ROW), st.one_of(COLUMN, TIED_COLUMN), st.floats(0, 16))
 def test_above_is_brute_force(a: np.ndarray, q: np.ndarray, tau: float) -> None:
     assert np.array_equal(above(a, q, tau).mask(), np.outer(a, q) > tau)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.one_of(ROW, TIED_ROW), st.one_of(COLUMN, TIED_COLUMN), st.floats(0.01, 1))
+def test_covering_holds_the_share_and_no_more(a: np.ndarray, q: np.ndarray, share: float) -> None:
+    score = np.maximum(np.outer(a, q), 0)
+    mask = covering(a, q, share).mask()
+    assert score[mask].sum() >= share * score.sum() * (1 - 1e-12)
+    if mask.any():
+        least = score[mask].min()
+        assert score[score > least].sum() < share * score.sum() * (1 + 1e-12)
+    assert not (mask & (score == 0)).any() or score.sum() == 0
 
 
 def test_a_large_layer_matches_a_full_sort() -> None:

@@ -8,7 +8,7 @@ from lava.magma.core.process.ports.ports import InPort, OutPort
 from lava.magma.core.process.process import AbstractProcess
 from lava.magma.core.process.variable import Var
 
-from grasp_plugin.learning.online import Signal
+from grasp_plugin.learning.spec import Signal
 
 
 class LearningSignal(AbstractProcess):

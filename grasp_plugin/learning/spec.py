@@ -1,0 +1,142 @@
+"""What learns in a network and from what, what a back end shows of a step, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from grasp_plugin.errors import Invalid, Refused
+from grasp_plugin.learning.rule import Array, Rule, ThreeFactor
+from grasp_plugin.learning.signals import Backpropagation, OutputError, Projection, RandomReadout
+from grasp_plugin.learning.transforms import Late
+from grasp_plugin.network.network import Network, Population
+from grasp_plugin.network.network import Projection as Synapses
+from grasp_plugin.network.weights import Conv
+
+Signal = RandomReadout | Projection | OutputError | Backpropagation
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What learns in a network, and from what.
+
+    Args:
+        plans: by projection or bias name: a `Rule`, usually a `Plan`.
+        signals: by population: `RandomReadout`, `Projection`, `OutputError` or `Backpropagation`.
+            Every target of a plan has one; so has, for `Backpropagation`, everything above it.
+        classes: number of classes, C.
+        readout: the population that the class is read from; its random readout's logits if it has
+            one, else its own C outputs.
+    """
+
+    plans: Mapping[str, Rule]
+    signals: Mapping[str, Signal]
+    classes: int
+    readout: str
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What a back end shows the learner at step t.
+
+    Args:
+        pre: by plan, what reaches the synapses at this step (batch, N_i); ones for a bias.
+        output: by population, spikes, or the membrane where it does not spike (batch, N).
+        margin: by population, membrane minus the threshold in force (batch, N).
+        active: by population that `may_rest`, 0 where it is refractory (batch, N).
+    """
+
+    pre: Mapping[str, Array]
+    output: Mapping[str, Array]
+    margin: Mapping[str, Array]
+    active: Mapping[str, Array] = field(default_factory=dict)
+
+
+def may_rest(p: Population) -> bool:
+    """True if a neuron may be held silent for steps after a spike, and so carry no error down."""
+    return p.reset == "refractory1" or bool(np.any(p.n_ref))
+
+
+def check(network: Network, learning: Learning) -> None:
+    names = {k.name: k for k in network.projections}
+    targets = {n: k.target for n, k in names.items()} | {b.name: b.target for b in network.biases}
+    populations = {p.name for p in network.populations}
+    for name, rule in learning.plans.items():
+        if name not in targets:
+            raise Invalid(
+                name, f"expected a plan on a projection or bias, one of {', '.join(targets)}, got "
+                f"{name!r}", "Check the name against print(network)",
+            )  # fmt: skip
+        if not isinstance(rule, Rule):
+            raise Invalid(name, f"expected a Rule or Plan, got {type(rule).__name__}", "Pass one")
+        if targets[name] not in learning.signals:
+            raise Invalid(
+                name, f"expected a signal for its target {targets[name]!r}, got none",
+                f"Pass signals={{{targets[name]!r}: ...}}",
+            )  # fmt: skip
+        _check_weight(name, names.get(name), rule)
+    for p in (*learning.signals, learning.readout):
+        if p not in populations:
+            raise Invalid(
+                p, f"expected a signal on a population, one of {', '.join(sorted(populations))}",
+                "Check the name against print(network)",
+            )  # fmt: skip
+    readout = learning.signals.get(learning.readout)
+    size = network[learning.readout].size
+    if not isinstance(readout, RandomReadout) and size != learning.classes:
+        raise Invalid(
+            learning.readout, f"expected {learning.classes} outputs to read a class from, got "
+            f"{size}", "Name another readout population, or give it a RandomReadout",
+        )  # fmt: skip
+    for k in network.projections:
+        _check_carrier(k, learning)
+    for p, signal in learning.signals.items():
+        if isinstance(signal, Projection) and signal.v_reg:
+            raise Refused(p, f"expected v_reg = 0 in a network, got {signal.v_reg}", "Leave it out")
+
+
+def carries_error(k: Synapses, learning: Learning) -> bool:
+    """True if the error of a projection's target goes down through it within the step."""
+    at_once = k.min_delay == 0 and k.source in learning.signals
+    return at_once and isinstance(learning.signals.get(k.target), Backpropagation)
+
+
+def _check_carrier(k: Synapses, learning: Learning) -> None:
+    if not carries_error(k, learning):
+        return
+    if not isinstance(k.weight, (np.ndarray, Conv)):
+        raise Refused(
+            k.name, f"expected dense weights or a convolution to carry an error down, got "
+            f"{type(k.weight).__name__}", "Store them dense (network.weights.to_dense)",
+        )  # fmt: skip
+    if np.ndim(k.delay_steps):
+        raise Refused(
+            k.name, "expected one delay for all synapses that carry an error down, got one each",
+            "Use one delay",
+        )  # fmt: skip
+
+
+def _check_weight(name: str, k: Any, rule: Rule) -> None:
+    transforms = getattr(rule, "transforms", ())
+    if any(isinstance(t, Late) for t in transforms[:-1]):
+        raise Invalid(name, "expected Late as the last transform, got others behind it", "Reorder")
+    if k is None:
+        return
+    if not isinstance(k.weight, (np.ndarray, Conv)):
+        raise Refused(
+            name, f"expected dense weights or a convolution, got {type(k.weight).__name__}",
+            "Store them dense (network.weights.to_dense)",
+        )  # fmt: skip
+    if np.ndim(k.delay_steps):
+        raise Refused(
+            name, "expected one delay for all synapses that learn, got one each", "Use one delay"
+        )
+    inner = getattr(rule, "rule", rule)
+    if isinstance(inner, ThreeFactor) and inner.bias is not None:
+        raise Invalid(
+            name, "expected a rule without its own bias, since in a network a bias has a plan of "
+            "its own", "Pass replace(rule, bias=None) and a plan for the bias",
+        )  # fmt: skip
