@@ -6,11 +6,13 @@ from grasp_plugin.learning.etlp import EProp as EProp
 from grasp_plugin.learning.etlp import etlp as etlp
 from grasp_plugin.learning.etlp import etlp_output as etlp_output
 from grasp_plugin.learning.etlp import heterogeneous_tau_ms as heterogeneous_tau_ms
+from grasp_plugin.learning.grasp import GRASP as GRASP
 from grasp_plugin.learning.ottt import ottt as ottt
 from grasp_plugin.learning.ottt import sltt as sltt
 from grasp_plugin.learning.recipes import decolle_for as decolle_for
 from grasp_plugin.learning.recipes import etlp_for as etlp_for
 from grasp_plugin.learning.recipes import ottt_for as ottt_for
+from grasp_plugin.learning.recipes import scheduled as scheduled
 from grasp_plugin.learning.recipes import sltt_for as sltt_for
 from grasp_plugin.learning.rule import Factors as Factors
 from grasp_plugin.learning.rule import Full as Full

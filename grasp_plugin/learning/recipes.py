@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -278,6 +279,34 @@ def ottt_for(
 def sltt_for(network: Network, classes: int, learning_rate: float, **options: Any) -> Learning:
     """SLTT in a whole network: `ottt_for` without traces; options are its."""
     return ottt_for(network, classes, learning_rate, memory=False, **options)
+
+
+def scheduled(
+    learning: Learning, *transforms: Transform, only: Collection[str] | None = None
+) -> Learning:
+    """The same learning with transforms behind every rule (in front of its `Late`), e.g. `GRASP`.
+
+    Args:
+        only: the plans that get them; None: all.
+
+    Raises:
+        Invalid: an unknown name.
+    """
+    for name in only or ():
+        if name not in learning.plans:
+            raise Invalid(
+                name, f"expected a plan, one of {', '.join(learning.plans)}, got none", "Check it"
+            )
+    plans: dict[str, Rule] = {}
+    for name, plan in learning.plans.items():
+        if only is not None and name not in only:
+            plans[name] = plan
+            continue
+        rule, given = (plan.rule, plan.transforms) if isinstance(plan, Plan) else (plan, ())
+        early = tuple(t for t in given if not isinstance(t, Late))
+        late = tuple(t for t in given if isinstance(t, Late))
+        plans[name] = Plan(rule, (*early, *transforms, *late))
+    return replace(learning, plans=plans)
 
 
 def late_steps(network: Network, top: str) -> dict[str, int]:

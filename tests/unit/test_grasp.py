@@ -13,7 +13,7 @@ import torch
 
 from grasp_plugin import build
 from grasp_plugin.errors import Invalid, Refused
-from grasp_plugin.learning import decolle_for, etlp_for, ottt_for
+from grasp_plugin.learning import decolle_for, etlp_for, ottt_for, scheduled
 from grasp_plugin.learning.budget import Budget, Coverage, Fixed, Marginal, Scores, Sharpness
 from grasp_plugin.learning.grasp import GRASP, Chosen
 from grasp_plugin.learning.online import OnlineLearner
@@ -34,7 +34,7 @@ def network() -> Network:
 
 
 def with_grasp(learning: Learning, grasp: GRASP) -> Learning:
-    return replace(learning, plans={n: Plan(r, (grasp,)) for n, r in learning.plans.items()})
+    return scheduled(learning, grasp)
 
 
 def spikes(steps: int = 60, seed: int = 0) -> np.ndarray:
@@ -93,9 +93,9 @@ def test_g1_all_writes_are_the_rule_itself(rule: str, score: str) -> None:
 def test_the_same_synapses_on_every_back_end(rule: str, backend: str) -> None:
     if backend == "lava":
         pytest.importorskip("lava")
-        if rule == "ottt":
-            pytest.skip("its plans say Late, behind which GRASP has no outer product")
-    learning = with_grasp(RULES[rule](network(), 3, 0.01), GRASP(Fixed(0.05), "magnitude"))
+    options = {"pipelined": True} if rule == "ottt" else {}
+    plain = RULES[rule](network(), 3, 0.01, **options)
+    learning = with_grasp(plain, GRASP(Fixed(0.05), "magnitude"))
     reference, found = learned(learning), learned(learning, backend)
     for name, value in reference.items():
         assert np.abs(found[name] - value).max() < 1e-12
@@ -251,6 +251,11 @@ def test_random_choices_are_uniform() -> None:
     alive = np.outer(d != 0, p != 0)
     assert not hits[~alive].any()
     assert np.allclose(hits[alive] / 3000, 2 / 6, atol=0.03)
+
+
+def test_scheduled_names_an_unknown_plan() -> None:
+    with pytest.raises(Invalid, match="expected a plan"):
+        scheduled(decolle_for(network(), 3, 0.1), GRASP(), only=["nowhere"])
 
 
 @pytest.mark.parametrize(
