@@ -1,4 +1,4 @@
-"""The command line: `grasp info`, `run`, `verify`, `convert` (also `python -m grasp_plugin`)."""
+"""The command line `grasp` (also `python -m grasp_plugin`): info, run, verify, learn, convert."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from grasp_plugin.cli_learn import add_learn, learn
+from grasp_plugin.data.samples import read_spikes
 from grasp_plugin.errors import GraspError, Invalid
 from grasp_plugin.network.discretise import INTEGRATORS, SCHEMES, Discretisation, discretise
 from grasp_plugin.network.hints import RESETS
@@ -65,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--to-unit", choices=("s", "ms"), default="s", help="unit to write")
     convert.add_argument("--flatten", action="store_true", help="inline nested graphs")
     convert.set_defaults(verb=_convert)
-    for verb in (info, run, verify, convert):
+    learner = add_learn(verbs)
+    learner.set_defaults(verb=_learn)
+    for verb in (info, run, verify, convert, learner):
         _choices(verb)
     return parser
 
@@ -153,26 +157,6 @@ def _summary(facts: dict[str, Any]) -> str:
     )
 
 
-def read_spikes(path: str) -> Any:
-    """An .npy array, or the arrays of an .npz by name.
-
-    Raises:
-        Invalid: no such file, pickled objects, or a damaged file.
-    """
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.lib.npyio.NpzFile):
-            with loaded:
-                return {name: loaded[name] for name in loaded.files}
-        return loaded
-    except FileNotFoundError as error:
-        raise Invalid(path, "expected a file, got none", "Check the path") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
-        raise Invalid(
-            path, f"expected a .npy or .npz file of numbers, got {error}", "Save it with numpy.save"
-        ) from error
-
-
 def write_arrays(path: str, arrays: dict[str, Any]) -> None:
     """An .npz with any names as keys, written whole or not at all."""
     target = Path(path)
@@ -235,6 +219,10 @@ def _verify(arguments: Any) -> int:
     else:
         print(verification_text(result))
     return 0 if result.same else 1
+
+
+def _learn(arguments: Any) -> int:
+    return learn(arguments, _load(arguments.model, arguments))
 
 
 def _convert(arguments: Any) -> int:

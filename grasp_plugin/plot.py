@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
 
+from grasp_plugin.accuracy import Curve
 from grasp_plugin.errors import Refused
 from grasp_plugin.network.network import Network
 from grasp_plugin.verify import Verification
@@ -89,3 +92,73 @@ def verification_figure(network: Network, result: Verification, path: str) -> No
 def _first_sample(array: Any) -> Any:
     """(time, batch, neuron...) -> (time, neuron) of sample 0."""
     return np.asarray(array)[:, 0].reshape(len(array), -1)
+
+
+# Okabe and Ito's colours, told apart by the colour-blind, and by marker and line in grey
+STYLES = (
+    ("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", "-."), ("#CC79A7", "D", ":"),
+    ("#E69F00", "v", "-"), ("#56B4E9", "P", "--"), ("#555555", "x", ":"),
+)  # fmt: skip
+
+
+def learning_curves(axis: Any, curves: Sequence[Curve], chance: float | None = None) -> None:
+    """Accuracy over time on one axis, a line for each curve.
+
+    Held-out accuracy where it was measured, as a line with markers, over the accuracy of each block
+    before it was learned, as faint dots; else the mean of blocks of about 100 samples.
+
+    Args:
+        chance: accuracy of a guess, drawn as a line.
+    """
+    for curve, (colour, marker, line) in zip(curves, cycle(STYLES), strict=False):
+        blocks = 100 * np.asarray(curve.accuracy)
+        axis.plot(curve.samples, blocks, ".", color=colour, alpha=0.3, markersize=5)
+        if curve.held_samples:
+            x, y = np.asarray(curve.held_samples), 100 * np.asarray(curve.held_out)
+        else:
+            x, y = _smooth(curve)
+        axis.plot(
+            x, y, line, color=colour, marker=marker, markersize=4, linewidth=1.6, label=curve.label
+        )
+    if chance is not None:
+        axis.axhline(100 * chance, color="#888888", linewidth=0.8, linestyle=(0, (2, 2)))
+        axis.annotate(
+            "chance", (1.0, 100 * chance), (-3, 3), xycoords=("axes fraction", "data"),
+            textcoords="offset points", ha="right", fontsize="small", color="#666666",
+        )  # fmt: skip
+    axis.set_ylim(0, 102)
+    axis.set_xlabel("samples learned from")
+    axis.grid(alpha=0.25)
+
+
+def _smooth(curve: Curve, window: int = 100) -> tuple[Any, Any]:
+    """Means over the last blocks that hold `window` samples."""
+    sizes = np.asarray(curve.sizes)
+    right = np.cumsum(np.asarray(curve.accuracy) * sizes)
+    ends = np.cumsum(sizes)
+    first = np.searchsorted(ends, ends - window, side="right")
+    before = np.where(first > 0, right[first - 1], 0.0)
+    taken = ends - np.where(first > 0, ends[first - 1], 0)
+    return np.asarray(curve.samples), 100 * (right - before) / taken
+
+
+def learning_figure(
+    curves: Sequence[Curve], path: str, *, chance: float | None = None, title: str = ""
+) -> None:
+    """Accuracy over time of one run or several, saved as PNG.
+
+    Raises:
+        Refused: matplotlib is not installed.
+    """
+    drawn, axes = figure(1, 1, width=7.0, height=4.2)
+    axis = axes[0, 0]
+    learning_curves(axis, curves, chance)
+    held = any(curve.held_samples for curve in curves)
+    axis.set_ylabel("accuracy (%)")
+    axis.set_title(title, fontsize="medium")
+    if len(curves) == 1:
+        axis.plot([], [], ".", color=STYLES[0][0], alpha=0.5, label="each block, before learning")
+        axis.lines[1].set_label("held out, learning off" if held else "mean of 100 samples")
+    above_chance = (1.0, 0.16)
+    axis.legend(loc="lower right", bbox_to_anchor=above_chance, fontsize="small", framealpha=0.9)
+    drawn.savefig(path, dpi=150)

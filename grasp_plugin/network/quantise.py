@@ -36,7 +36,6 @@ V_TH_MAX = 131071
 DECAY_ONE = 4096
 MIXED_MAX, SINGLE_MAX = 254, 255
 EXPONENTS = range(-8, 8)
-GROWTH = 2.0  # room for plastic weights
 
 
 def quantise(
@@ -44,6 +43,7 @@ def quantise(
     input_max: float | Mapping[str, float] = 1.0,
     headroom: float | None = None,
     plastic: Collection[str] = (),
+    growth: float = 2.0,
 ) -> Network:
     """The network on Loihi integers.
 
@@ -53,8 +53,9 @@ def quantise(
             of u; one value or one an input.
         headroom: thresholds that the membrane can hold; by default from the weights, as above.
             Where it would cost bits of the weights, less is used.
-        plastic: projections and biases that will learn: their weights may change sign and grow to
-            twice the largest (`GROWTH`) before they meet their limit.
+        plastic: projections and biases that will learn: their weights may change sign and grow.
+        growth: how many times the largest weight a plastic weight can hold; every doubling costs a
+            bit of its precision. A layer that starts near zero needs much more than 2.
 
     Returns:
         A `Network` of precision "loihi"; `Population.scale` holds S.
@@ -62,13 +63,16 @@ def quantise(
     Raises:
         Refused: a population for which no scale fits; a membrane (LI, CubaLI, I) that feeds another
             population, since its graded value has another scale than a spike.
-        Invalid: the network is in integers already, an input_max is not positive, or a plastic name
-            is unknown.
+        Invalid: the network is in integers already, an input_max is not positive, growth is below
+            1, or a plastic name is unknown.
     """
+    if not 1 <= growth < np.inf:
+        raise Invalid("growth", f"expected growth >= 1, got {growth}", "Pass 2 or more")
     known = {k.name for k in network.projections} | {b.name for b in network.biases}
     for name in plastic:
         if name not in known:
             raise Invalid(name, f"expected a projection or bias, one of {', '.join(known)}", "Fix")
+    grows = dict.fromkeys(plastic, growth)
     if network.precision != "float":
         raise Invalid("network", "expected float precision, got integers", "Quantise once")
     maxima = _input_maxima(network, input_max)
@@ -84,12 +88,12 @@ def quantise(
     for p in network.populations:
         into = network.into(p.name)
         mine = [b for b in network.biases if b.target == p.name]
-        scale = _scale_with_headroom(p, into, mine, maxima, headroom, plastic)
+        scale = _scale_with_headroom(p, into, mine, maxima, headroom, grows)
         populations.append(_population(p, scale))
         for k in into:
-            projections[k.name] = _projection(k, scale, k.name in plastic)
+            projections[k.name] = _projection(k, scale, grows.get(k.name))
         for b in mine:
-            value, exponent = integers(b.value, scale, MIXED_MAX, _growth(b.name, plastic))
+            value, exponent = integers(b.value, scale, MIXED_MAX, grows.get(b.name, 1.0))
             biases[b.name] = replace(b, value=value, weight_exp=exponent)
     return replace(
         network,
@@ -170,10 +174,6 @@ def weight_limit(weight: Weight) -> int:
     return MIXED_MAX if mixed else SINGLE_MAX
 
 
-def _growth(name: str, plastic: Collection[str]) -> float:
-    return GROWTH if name in plastic else 1.0
-
-
 def _input_maxima(network: Network, given: float | Mapping[str, float]) -> dict[str, float]:
     values = dict(given) if isinstance(given, Mapping) else dict.fromkeys(network.inputs, given)
     for name in network.inputs:
@@ -189,7 +189,7 @@ def _scale_with_headroom(
     biases: list[Bias],
     maxima: Mapping[str, float],
     headroom: float | None,
-    plastic: Collection[str],
+    grows: Mapping[str, float],
 ) -> float:
     """S with the headroom wanted, or with less where S would cost bits of the weights."""
     up, down = _drives(p, into, biases, maxima)
@@ -206,7 +206,7 @@ def _scale_with_headroom(
         reaches = [min(max(worst, 8 * threshold), 64 * threshold), 8 * threshold, threshold]
     largest = max((float(np.max(np.abs(W.values(k.weight)), initial=0.0)) for k in into), default=0)
     for reach in reaches:
-        scale = _scale(p, into, biases, _bounds(p, current, reach), plastic)
+        scale = _scale(p, into, biases, _bounds(p, current, reach), grows)
         if largest * scale >= MIXED_MAX / 2:
             break
     return scale
@@ -233,18 +233,18 @@ def _scale(
     into: tuple[Projection, ...],
     biases: list[Bias],
     bounds: Mapping[str, tuple[float, float]],
-    plastic: Collection[str],
+    grows: Mapping[str, float],
 ) -> float:
     """The largest S for which everything fits."""
     largest = [
         (
-            float(np.max(np.abs(W.values(k.weight)), initial=0.0)) * _growth(k.name, plastic),
-            MIXED_MAX if k.name in plastic else weight_limit(k.weight),
+            float(np.max(np.abs(W.values(k.weight)), initial=0.0)) * grows.get(k.name, 1.0),
+            MIXED_MAX if k.name in grows else weight_limit(k.weight),
         )
         for k in into
     ]
     largest += [
-        (float(np.max(np.abs(b.value), initial=0.0)) * _growth(b.name, plastic), MIXED_MAX)
+        (float(np.max(np.abs(b.value), initial=0.0)) * grows.get(b.name, 1.0), MIXED_MAX)
         for b in biases
     ]
     largest = [entry for entry in largest if entry[0] > 0]
@@ -310,7 +310,7 @@ def _population(p: Population, scale: float) -> Population:
     return out if out.adaptive else replace(out, rho=np.zeros(p.size, np.int64))
 
 
-def _projection(k: Projection, scale: float, plastic: bool) -> Projection:
-    limit = MIXED_MAX if plastic else weight_limit(k.weight)
-    value, exponent = integers(W.values(k.weight), scale, limit, GROWTH if plastic else 1.0)
+def _projection(k: Projection, scale: float, growth: float | None) -> Projection:
+    limit = weight_limit(k.weight) if growth is None else MIXED_MAX
+    value, exponent = integers(W.values(k.weight), scale, limit, growth or 1.0)
     return replace(k, weight=W.with_values(k.weight, value), weight_exp=exponent)

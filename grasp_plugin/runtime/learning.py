@@ -21,7 +21,8 @@ from grasp_plugin.runtime.session import Floats, Recording, Spikes, as_batches
 
 @dataclass(frozen=True, eq=False)
 class LearningRecord:
-    """What a network said while it learned.
+    """What a network said while it learned: no measure of accuracy, since the target of a sequence
+    shapes the steps after the first. For that see `accuracy.prequential`.
 
     Args:
         logits: (time, [batch,] classes), from the readout population, before each step's update.

@@ -24,6 +24,9 @@ def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     recording = space["recording"]
     assert recording["1"].shape == (100, 8)  # type: ignore[index]
     assert (tmp_path / "model.nir").is_file()
+    exec(compile(blocks[1], "README.md", "exec"), space)
+    assert space["curve"].accuracy[-1] > 0.6  # type: ignore[attr-defined]
+    assert (tmp_path / "learned.nir").is_file()
 
 
 @pytest.mark.lava
@@ -47,3 +50,28 @@ def test_demo_on_a_few_recordings(tmp_path: Path) -> None:
             assert re.search(r"  0 \((output|all layers)\)", row), row
         for kind in ("raster", "membrane"):
             assert (tmp_path / "out" / f"{name}_{kind}.png").stat().st_size > 10_000
+
+
+@pytest.mark.lava
+@pytest.mark.parametrize(
+    ("script", "rows"),
+    [
+        ("04_learn_on_lava", ("DECOLLE", "ETLP", "OTTT")),
+        ("05_float_and_fixed", ("DECOLLE  float", "DECOLLE  fixed point", "OTTT     fixed point")),
+        ("06_adapt_to_drift", ("no learning", "DECOLLE", "ETLP", "OTTT")),
+        ("07_spoken_digits", ("feedforward", "recurrent", "recurrent, adaptive")),
+    ],
+)
+def test_learning_examples_in_small(script: str, rows: tuple[str, ...], tmp_path: Path) -> None:
+    """One pass: a row for each run, with accuracies, and a picture."""
+    pytest.importorskip("matplotlib")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / f"{script}.py"), "--passes", "1",
+         "--out", str(tmp_path / "out")],
+        capture_output=True, text=True, timeout=300, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    for row in rows:
+        assert re.search(rf"^{re.escape(row)} .*\d\.\d %.*\d\.\d %", done.stdout, re.M), done.stdout
+    assert (tmp_path / "out" / f"{script}.png").stat().st_size > 10_000

@@ -160,3 +160,27 @@ def test_fit_report() -> None:
     network = network_of(np.ones((2, 3)))
     crowd = replace(network, provenance={})
     assert core_use(crowd) == core_use(network)
+
+
+@pytest.mark.parametrize("growth", [1.0, 2.0, 16.0])
+@pytest.mark.parametrize("sign", [1, 0], ids=["one sign", "mixed"])
+def test_plastic_weights_are_even_and_have_room(growth: float, sign: int) -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(6, 9))
+    network = network_of(np.abs(weight) if sign else weight)
+    name = network.projections[0].name
+    q = quantise(network, plastic=[name], growth=growth)
+    values, k = q.weights()[name], q.projections[0]
+    assert not np.any(values % 2)
+    assert np.abs(values).max() <= 254 / growth + 1
+    unit = 2.0**k.weight_exp / float(q["n"].scale or 1)
+    assert 254 * unit >= growth * np.abs(network.weights()[name]).max() * 0.99
+    assert np.abs(dequantise(q).weights()[name] - network.weights()[name]).max() <= unit * 1.001
+
+
+def test_plastic_names_and_growth_are_checked() -> None:
+    network = network_of(np.ones((2, 2)))
+    with pytest.raises(Invalid, match="expected a projection or bias"):
+        quantise(network, plastic=["nowhere"])
+    with pytest.raises(Invalid, match="expected growth >= 1"):
+        quantise(network, growth=0.5)
