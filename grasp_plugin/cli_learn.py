@@ -49,7 +49,7 @@ def add_learn(verbs: Any) -> argparse.ArgumentParser:
     learn.add_argument("--backend", choices=("lava", "fused", "torch"), default="lava")
     learn.add_argument("--precision", choices=("float", "fixed"), default="float")
     learn.add_argument("--growth", type=float, default=2.0, metavar="TIMES",
-                       help="fixed point: room for weights, in times the largest initial one")  # fmt: skip
+                       help="fixed point: room for weights, in times the largest")  # fmt: skip
     learn.add_argument("--lr", type=float, help="learning rate; default by rule: "
                        + ", ".join(f"{r} {v:g}" for r, v in RATES.items()))  # fmt: skip
     learn.add_argument("--epochs", type=int, default=1, help="passes through the data")
