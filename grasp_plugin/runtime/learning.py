@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from grasp_plugin.errors import Invalid, RunFailed
+from grasp_plugin.errors import Invalid
 from grasp_plugin.learning.losses import one_hot
 from grasp_plugin.learning.spec import Learning
 from grasp_plugin.network.network import Network
 from grasp_plugin.network.weights import Array
 from grasp_plugin.runtime.checkpoint import load_arrays, save_arrays
-from grasp_plugin.runtime.session import Floats, Recording, Spikes, as_batches
+from grasp_plugin.runtime.session import Closing, Floats, Recording, Spikes, as_batches
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +41,7 @@ class LearningRecord:
         return f"LearningRecord(logits {self.logits.shape}, rates {rates})"
 
 
-class LearningSession(ABC):
+class LearningSession(Closing, ABC):
     """A network with plans, built for one back end; a context manager.
 
     `learn` runs a sequence from rest and changes the weights as it goes; `run` runs without
@@ -59,7 +58,6 @@ class LearningSession(ABC):
     def __init__(self, network: Network, learning: Learning) -> None:
         self.network, self.learning = network, learning
         self.steps = 0  # steps of learning so far
-        self._closed = False
 
     def learn(
         self, spikes: Spikes, target: Any, *, mask: Any = None, progress: bool = False
@@ -165,25 +163,6 @@ class LearningSession(ABC):
         plans = [f"{name}: {plan}" for name, plan in sorted(self.learning.plans.items())]
         signals = [f"{name}: {s}" for name, s in sorted(self.learning.signals.items())]
         return [f"{type(self).__name__} {self.network.precision}", *plans, *signals]
-
-    def _require_open(self) -> None:
-        if self._closed:
-            raise RunFailed("session", "expected an open session, got a closed one", "Build again")
-
-    def close(self) -> None:
-        """Release what the session holds; safe to call twice."""
-        self._closed = True
-
-    def __enter__(self) -> LearningSession:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _targets(target: Any, steps: int, batch: int, classes: int, batched: bool) -> Floats:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ import numpy.typing as npt
 from grasp_plugin.errors import Invalid, Refused, RunFailed
 from grasp_plugin.network.network import Network, Population
 from grasp_plugin.runtime.checkpoint import load_arrays, save_arrays
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Floats = npt.NDArray[np.float64]
 Spikes: TypeAlias = "npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]]"
@@ -50,7 +53,32 @@ class Recording:
         return f"Recording({shapes})"
 
 
-class Session(ABC):
+class Closing:
+    """A context manager that refuses calls once it is closed."""
+
+    _closed = False
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise RunFailed("session", "expected an open session, got a closed one", "Build again")
+
+    def close(self) -> None:
+        """Release what the session holds; safe to call twice."""
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Session(Closing, ABC):
     """A network that has been built for one back end; a context manager.
 
     `run` starts from rest unless told to resume. After `close` every call raises `RunFailed`.
@@ -62,7 +90,6 @@ class Session(ABC):
         self.network = network
         self.steps = 0  # network steps since rest
         self._batch = 0
-        self._closed = False
 
     def run(
         self,
@@ -188,25 +215,6 @@ class Session(ABC):
             ),
             *(f"{k.name} {tuple(k.weight.shape)}" for k in network.projections),
         ]
-
-    def _require_open(self) -> None:
-        if self._closed:
-            raise RunFailed("session", "expected an open session, got a closed one", "Build again")
-
-    def close(self) -> None:
-        """Release what the session holds; safe to call twice."""
-        self._closed = True
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _below(prefix: str, arrays: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

@@ -28,6 +28,7 @@ class _Plastic(PyLoihiProcessModel):
     """What all plastic models share: the order of a step, and which steps learn."""
 
     weights: Any
+    age: Any
     kind: type = float
 
     def __init__(self, proc_params: Any) -> None:
@@ -101,10 +102,9 @@ class _Plastic(PyLoihiProcessModel):
         raise NotImplementedError("a model knows its weights")
 
 
-@implements(proc=PlasticDense, protocol=LoihiProtocol)
-@requires(CPU)
-@tag("floating_pt")
-class PyPlasticDenseFloat(_Plastic):
+class _PlasticFloat(_Plastic):
+    """The ports and weights of the float models."""
+
     s_in: Any = LavaPyType(PyInPort.VEC_DENSE, float)
     a_out: Any = LavaPyType(PyOutPort.VEC_DENSE, float)
     signal_in: Any = LavaPyType(PyInPort.VEC_DENSE, float)
@@ -115,6 +115,11 @@ class PyPlasticDenseFloat(_Plastic):
     weights: Any = LavaPyType(np.ndarray, float)
     age: Any = LavaPyType(np.ndarray, int)
 
+
+@implements(proc=PlasticDense, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("floating_pt")
+class PyPlasticDenseFloat(_PlasticFloat):
     def forward(self, pre: Any) -> Any:
         return gather(self.weights, pre)
 
@@ -127,6 +132,15 @@ class _PlasticFixed(_Plastic):
 
     kind = np.int64
     conv: Conv | None = None
+    s_in: Any = LavaPyType(PyInPort.VEC_DENSE, np.int32)
+    a_out: Any = LavaPyType(PyOutPort.VEC_DENSE, np.int32)
+    signal_in: Any = LavaPyType(PyInPort.VEC_DENSE, float)
+    margin_in: Any = LavaPyType(PyInPort.VEC_DENSE, np.int32)
+    post_in: Any = LavaPyType(PyInPort.VEC_DENSE, np.int32)
+    active_in: Any = LavaPyType(PyInPort.VEC_DENSE, np.int32)
+    back_out: Any = LavaPyType(PyOutPort.VEC_DENSE, float)
+    weights: Any = LavaPyType(np.ndarray, np.int16, precision=8)
+    age: Any = LavaPyType(np.ndarray, int)
 
     def __init__(self, proc_params: Any) -> None:
         super().__init__(proc_params)
@@ -166,16 +180,6 @@ class _PlasticFixed(_Plastic):
 @requires(CPU)
 @tag("fixed_pt")
 class PyPlasticDenseFixed(_PlasticFixed):
-    s_in: Any = LavaPyType(PyInPort.VEC_DENSE, np.int32)
-    a_out: Any = LavaPyType(PyOutPort.VEC_DENSE, np.int32)
-    signal_in: Any = LavaPyType(PyInPort.VEC_DENSE, float)
-    margin_in: Any = LavaPyType(PyInPort.VEC_DENSE, np.int32)
-    post_in: Any = LavaPyType(PyInPort.VEC_DENSE, np.int32)
-    active_in: Any = LavaPyType(PyInPort.VEC_DENSE, np.int32)
-    back_out: Any = LavaPyType(PyOutPort.VEC_DENSE, float)
-    weights: Any = LavaPyType(np.ndarray, np.int16, precision=8)
-    age: Any = LavaPyType(np.ndarray, int)
-
     def forward(self, pre: Any) -> Any:
         return self.shifted(gather(self.weights, pre))
 
@@ -186,17 +190,7 @@ class PyPlasticDenseFixed(_PlasticFixed):
 @implements(proc=PlasticConv, protocol=LoihiProtocol)
 @requires(CPU)
 @tag("floating_pt")
-class PyPlasticConvFloat(_Plastic):
-    s_in: Any = LavaPyType(PyInPort.VEC_DENSE, float)
-    a_out: Any = LavaPyType(PyOutPort.VEC_DENSE, float)
-    signal_in: Any = LavaPyType(PyInPort.VEC_DENSE, float)
-    margin_in: Any = LavaPyType(PyInPort.VEC_DENSE, float)
-    post_in: Any = LavaPyType(PyInPort.VEC_DENSE, float)
-    active_in: Any = LavaPyType(PyInPort.VEC_DENSE, float)
-    back_out: Any = LavaPyType(PyOutPort.VEC_DENSE, float)
-    weights: Any = LavaPyType(np.ndarray, float)
-    age: Any = LavaPyType(np.ndarray, int)
-
+class PyPlasticConvFloat(_PlasticFloat):
     def __init__(self, proc_params: Any) -> None:
         super().__init__(proc_params)
         self.patches = patches(proc_params["conv"])
@@ -213,16 +207,6 @@ class PyPlasticConvFloat(_Plastic):
 @requires(CPU)
 @tag("fixed_pt")
 class PyPlasticConvFixed(_PlasticFixed):
-    s_in: Any = LavaPyType(PyInPort.VEC_DENSE, np.int32)
-    a_out: Any = LavaPyType(PyOutPort.VEC_DENSE, np.int32)
-    signal_in: Any = LavaPyType(PyInPort.VEC_DENSE, float)
-    margin_in: Any = LavaPyType(PyInPort.VEC_DENSE, np.int32)
-    post_in: Any = LavaPyType(PyInPort.VEC_DENSE, np.int32)
-    active_in: Any = LavaPyType(PyInPort.VEC_DENSE, np.int32)
-    back_out: Any = LavaPyType(PyOutPort.VEC_DENSE, float)
-    weights: Any = LavaPyType(np.ndarray, np.int16, precision=8)
-    age: Any = LavaPyType(np.ndarray, int)
-
     def __init__(self, proc_params: Any) -> None:
         super().__init__(proc_params)
         self.conv = proc_params["conv"]
