@@ -65,7 +65,7 @@ smoke:
 	  if [ ! -f $$venv/.stamp ]; then \
 	    "$$python" -m venv --clear $$venv && \
 	    $$venv/bin/python -m pip install -q --disable-pip-version-check --no-deps --ignore-requires-python lava-nc==0.10.0 && \
-	    $$venv/bin/python -m pip install -q --disable-pip-version-check numpy scipy networkx asteval greenlet nir h5py numba safetensors tqdm tabulate pytest hypothesis && \
+	    $$venv/bin/python -m pip install -q --disable-pip-version-check numpy scipy networkx asteval greenlet nir h5py numba safetensors array-api-compat tqdm tabulate pytest hypothesis && \
 	    touch $$venv/.stamp || exit 1; \
 	  fi; \
 	  echo "Lava on Python $$version"; \
