@@ -20,11 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from grasp_plugin import build, discretise, to_nir
-from grasp_plugin.backends.trainer import OnlineTrainer, TensorBoard
 from grasp_plugin.errors import Invalid, Refused
 from grasp_plugin.learning import decolle_for, etlp_for, ottt_for, sltt_for
 from grasp_plugin.network.discretise import Discretisation
 from grasp_plugin.network.network import Network
+from grasp_plugin.training.trainer import OnlineTrainer, TensorBoard
 
 SIZES, STEPS, BATCH = (7, 6, 3), 9, 4
 RULES: dict[str, Callable[..., Any]] = {

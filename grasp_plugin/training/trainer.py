@@ -25,17 +25,17 @@ import torch
 from torch import Tensor, nn
 
 from grasp_plugin.backends.learning_torch import OnlineTorch
-from grasp_plugin.backends.trainer_callbacks import Callback as Callback
-from grasp_plugin.backends.trainer_callbacks import Record as Record
-from grasp_plugin.backends.trainer_callbacks import TensorBoard as TensorBoard
-from grasp_plugin.backends.trainer_data import Batch, Sequences, as_sequences, batches_of
-from grasp_plugin.backends.trainer_file import on_device, read_state, write_state
-from grasp_plugin.backends.write_back import network_of, write_back
 from grasp_plugin.errors import Invalid
 from grasp_plugin.learning.losses import MSE, CrossEntropy, Loss
 from grasp_plugin.learning.signals import Backpropagation, OutputError, RandomReadout
 from grasp_plugin.learning.spec import Learning
 from grasp_plugin.network.network import Network
+from grasp_plugin.training.trainer_callbacks import Callback as Callback
+from grasp_plugin.training.trainer_callbacks import Record as Record
+from grasp_plugin.training.trainer_callbacks import TensorBoard as TensorBoard
+from grasp_plugin.training.trainer_data import Batch, Sequences, as_sequences, batches_of
+from grasp_plugin.training.trainer_file import on_device, read_state, write_state
+from grasp_plugin.training.write_back import network_of, write_back
 
 UPDATES = ("step", "sequence")
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]

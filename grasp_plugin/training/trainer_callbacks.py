@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+from typing import Any, Protocol, TypedDict
 
 from grasp_plugin.errors import Refused
-
-if TYPE_CHECKING:
-    from grasp_plugin.backends.trainer import OnlineTrainer
 
 
 class Record(TypedDict):
@@ -28,9 +25,9 @@ class Record(TypedDict):
 
 
 class Callback(Protocol):
-    """What `OnlineTrainer` calls after every epoch."""
+    """What `OnlineTrainer` calls after every epoch, with itself and the record."""
 
-    def epoch(self, trainer: OnlineTrainer, record: Record) -> None: ...
+    def epoch(self, trainer: Any, record: Record) -> None: ...
 
 
 class TensorBoard:
@@ -53,7 +50,7 @@ class TensorBoard:
             ) from error  # fmt: skip
         self.writer: Any = SummaryWriter(os.fspath(log_dir))
 
-    def epoch(self, trainer: OnlineTrainer, record: Record) -> None:
+    def epoch(self, trainer: Any, record: Record) -> None:
         for name in ("loss", "accuracy", "updates"):
             self.writer.add_scalar(name, record[name], record["epoch"])
         self.writer.flush()
