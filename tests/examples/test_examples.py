@@ -27,6 +27,8 @@ def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     exec(compile(blocks[1], "README.md", "exec"), space)
     assert space["curve"].accuracy[-1] > 0.6  # type: ignore[attr-defined]
     assert (tmp_path / "learned.nir").is_file()
+    exec(compile(blocks[2], "README.md", "exec"), space)
+    assert len(space["history"]) == 2  # type: ignore[arg-type]
 
 
 @pytest.mark.lava
