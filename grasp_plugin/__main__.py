@@ -222,7 +222,8 @@ def _verify(arguments: Any) -> int:
 
 
 def _learn(arguments: Any) -> int:
-    return learn(arguments, _load(arguments.model, arguments))
+    print(learn(arguments, _load(arguments.model, arguments)))
+    return 0
 
 
 def _convert(arguments: Any) -> int:

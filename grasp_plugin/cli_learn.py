@@ -88,8 +88,8 @@ def rate_of(arguments: Any) -> float:
     return RATES[arguments.rule] if arguments.lr is None else float(arguments.lr)
 
 
-def learn(arguments: Any, network: Network) -> int:
-    """The verb: learns from the data, prints what came of it, writes what was asked for."""
+def learn(arguments: Any, network: Network) -> str:
+    """The verb: learns from the data, writes what was asked for, and says what came of it."""
     from grasp_plugin.backends.build import build
 
     job = _job(arguments, network)
@@ -108,8 +108,7 @@ def learn(arguments: Any, network: Network) -> int:
 
         title = f"{Path(arguments.model).name}: {_title(arguments)}"
         learning_figure([curve], arguments.plot, chance=1 / job.learning.classes, title=title)
-    print(json.dumps(facts) if arguments.json else _text(facts))
-    return 0
+    return json.dumps(facts) if arguments.json else _text(facts)
 
 
 def _job(arguments: Any, network: Network) -> _Job:
