@@ -29,7 +29,6 @@ import csv
 import json
 import tempfile
 import time
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -39,9 +38,8 @@ from typing import Any
 import nir
 import numpy as np
 import torch
+from _live_bytes import LiveBytes
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from grasp_plugin import Discretisation, Network, discretise
@@ -238,38 +236,13 @@ def accuracy(
 # --- memory ---------------------------------------------------------------------------------------
 
 
-class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """The peak of the bytes in storages that are made in this mode and still held."""
-
-    def __init__(self, given: Tensor) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
-        self.known = {given.untyped_storage()._cdata}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self.known:
-                storage = tensor.untyped_storage()
-                key, size = storage._cdata, storage.nbytes()
-                self.known.add(key)
-                self.now += size
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._gone, key, size)
-        return out
-
-    def _gone(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.now -= size
-
-
 def peak_mb(method: Method, net: Network, steps: int) -> float:
     """Peak of live tensors while one batch of `steps` steps is learned, in MB."""
     learner = trainer(method, net, 1e-3)
     generator = torch.Generator().manual_seed(0)
     x = (torch.rand(steps, BATCH, SIZES[0], generator=generator) < 0.08).to(torch.float32)
     y = torch.arange(BATCH) % CLASSES
-    with LiveTensors(x) as live:
+    with LiveBytes() as live:
         learner.fit([(x, y)], 1)
     return float(live.peak / 1e6)
 
