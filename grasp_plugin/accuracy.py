@@ -137,10 +137,11 @@ def prequential(
     """
     inputs, _ = as_batches(session.network, spikes)
     count = next(iter(inputs.values())).shape[1]
-    if np.shape(labels) != (count,) or count < 1 or block < 1:
+    if np.shape(labels) != (count,) or count < 1 or min(block, every) < 1:
         raise Invalid(
-            "labels", f"expected samples, a label for each, and block >= 1, got {count} samples, "
-            f"labels {np.shape(labels)} and block {block}", "Pass (time, sample, neuron...)",
+            "labels", f"expected samples, a label for each, block and every >= 1, got {count} "
+            f"samples, labels {np.shape(labels)}, block {block} and every {every}",
+            "Pass (time, sample, neuron...)",
         )  # fmt: skip
     if held_out is not None and not curve.held_samples:
         curve = curve.held(accuracy(session, *held_out, measure_on=measure_on))

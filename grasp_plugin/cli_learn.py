@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from grasp_plugin.accuracy import Curve, accuracy, prequential
+from grasp_plugin.accuracy import Curve, prequential
 from grasp_plugin.data.samples import Samples, read_samples, split
 from grasp_plugin.errors import Invalid, Refused
 from grasp_plugin.learning.rule import Plan
@@ -96,13 +96,12 @@ def learn(arguments: Any, network: Network) -> str:
     with build(job.network, backend=arguments.backend, plans=job.learning) as session:
         if arguments.checkpoint and Path(arguments.checkpoint).exists():
             session.load(arguments.checkpoint)
-        before = accuracy(session, *job.held) if job.held else None
         curve = _epochs(job, session)
-        after = accuracy(session, *job.held) if job.held else None
-        facts = _facts(job, session, curve, (before, after))
+        held = (curve.held_out[0], curve.held_out[-1]) if job.held else (None, None)
+        facts = _facts(job, session, curve, held)
         learned = session.learned()
     if arguments.output:
-        _write(job, learned, arguments.output)
+        _write(job, learned, session.steps, arguments.output)
     if arguments.plot:
         from grasp_plugin.plot import learning_figure
 
@@ -238,7 +237,7 @@ def _title(arguments: Any) -> str:
     return f"{arguments.rule} on {arguments.backend}, {arguments.precision}"
 
 
-def _write(job: _Job, learned: Network, path: str) -> None:
+def _write(job: _Job, learned: Network, steps: int, path: str) -> None:
     from grasp_plugin.adapters.nir_file import write_nir
     from grasp_plugin.network.quantise import dequantise
     from grasp_plugin.network.to_nir import to_nir
@@ -249,7 +248,7 @@ def _write(job: _Job, learned: Network, path: str) -> None:
     provenance = {
         "learning_rule": a.rule, "learning_rate": f"{job.rate:g}", "learning_backend": a.backend,
         "learning_precision": a.precision, "learning_seed": str(a.seed),
-        "learning_samples": str(a.epochs * len(job.stream[1])),
+        "learning_steps": str(steps),
         "learning_frozen": ", ".join(job.frozen), "learning_from": Path(a.model).name,
     }  # fmt: skip
     write_nir(to_nir(learned, provenance), path)

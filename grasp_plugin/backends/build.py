@@ -69,6 +69,13 @@ def build(
         raise Refused(
             backend, f"expected a back end of {', '.join(BACKENDS)}, got {backend!r}", "Pick one"
         )
+    beside = {"signals": signals, "classes": classes, "readout": readout}
+    given = [name for name, value in beside.items() if value is not None]
+    if given and (plans is None or isinstance(plans, Learning)):
+        raise Invalid(
+            ", ".join(given), "expected these only beside plans by projection, got them with "
+            f"{'no plans' if plans is None else 'a Learning'}", "Leave them out",
+        )  # fmt: skip
     if plans is None:
         return _session(network, backend, options)
     if not isinstance(plans, Learning):

@@ -44,7 +44,9 @@ class FusedLearning(LearningSession):
         if network.precision == "loihi":
             self._steps = FixedSteps(network, learning, live, options)
         else:
-            self._steps = FloatSteps(network, learning, live, **options)
+            if options:
+                raise TypeError(f"expected options in integers only, got {', '.join(options)}")
+            self._steps = FloatSteps(network, learning, live)
         self._learner = self._steps.learner
         self._plastic = {n: live.arrays[n] for n in learning.plans}
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from grasp_plugin.backends.lava import LavaSession, connected_parts, model_class
 from grasp_plugin.backends.plastic_layout import PlasticLayout
-from grasp_plugin.errors import GraspError, Refused
+from grasp_plugin.errors import Refused
 from grasp_plugin.learning.rule import Plan, leaves, with_leaves
 from grasp_plugin.learning.signals import RandomReadout
 from grasp_plugin.learning.spec import Learning
@@ -70,7 +70,7 @@ class LavaLearning(LearningSession):
             sample = {name: array[:, b] for name, array in inputs.items()}
             try:
                 logits[:, b], out = self._graph.run(sample, target[:, b], mask[:, b])
-            except GraspError:
+            except BaseException:
                 self._graph.steps = 0  # its runtime is dead: the next sequence compiles anew
                 raise
             for name, value in out.items():

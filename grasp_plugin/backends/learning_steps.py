@@ -65,8 +65,8 @@ class FloatSteps:
                 self._add(name, delta)
 
     def _add(self, name: str, delta: Delta) -> None:
-        add_delta(self._plastic[name], delta)
-        self._live.written(name)
+        if add_delta(self._plastic[name], delta):
+            self._live.written(name)
 
     def _below(self, name: str, weight: Array, error: Array) -> Any:
         conv = self.learner.projections[name].weight
@@ -95,6 +95,7 @@ class FixedSteps:
             name: FixedSynapses(plan, _matrix(live.arrays[name]), self._conv(name))
             for name, plan in plans.items()
         }
+        self._patches: dict[str, Array] = {}
         self.signals: State = self.learner.initial_signals(np.zeros(1))
 
     def rest(self) -> None:
@@ -107,8 +108,8 @@ class FixedSteps:
         weights = {**self._live.arrays, **{n: s.fresh for n, s in self.synapses.items()}}
         thirds, self.signals = self.learner.third_factors(seen, target, mask, self.signals, weights)
         for name, synapses in self.synapses.items():
-            synapses.step(self.learner.factors(name, seen, thirds))
-            self._live.written(name)
+            if synapses.step(self.learner.factors(name, seen, thirds)):
+                self._live.written(name)
 
     def flush(self) -> None:
         """At the end of a sequence: the writes that come late."""
@@ -126,7 +127,9 @@ class FixedSteps:
         unit = 2.0**k.weight_exp / float(self.learner.network[k.target].scale or 1.0)
         if conv is None:
             return np.asarray(error @ weight) * unit
-        return conv_back(weight, patches(conv), error[0], conv.shape[1])[None] * unit
+        if name not in self._patches:
+            self._patches[name] = patches(conv)
+        return conv_back(weight, self._patches[name], error[0], conv.shape[1])[None] * unit
 
 
 def _matrix(weight: Array) -> Array:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.nn import grad as convolution_grad
 
 from grasp_plugin.backends.torch import TorchNetwork, TorchSession
-from grasp_plugin.learning.grasp import Chosen
+from grasp_plugin.learning.chosen import Chosen
 from grasp_plugin.learning.online import OnlineLearner
 from grasp_plugin.learning.rule import State, leaves, with_leaves
 from grasp_plugin.learning.spec import Learning, Seen, may_rest

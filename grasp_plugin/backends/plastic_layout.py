@@ -24,7 +24,7 @@ from grasp_plugin.learning.online import OnlineLearner
 from grasp_plugin.learning.recipes import late_steps
 from grasp_plugin.learning.rule import Plan, Rule
 from grasp_plugin.learning.signals import Backpropagation, Projection
-from grasp_plugin.learning.spec import Learning, may_rest
+from grasp_plugin.learning.spec import Learning, carries_error, may_rest
 from grasp_plugin.learning.transforms import Accumulate, Late
 from grasp_plugin.network.network import Bias, Network
 from grasp_plugin.network.network import Projection as Synapses
@@ -90,9 +90,7 @@ class PlasticLayout:
 
     def _is_plastic(self, k: Synapses) -> bool:
         """It learns, or it carries an error down."""
-        signals = self.learning.signals
-        carries = isinstance(signals.get(k.target), Backpropagation) and k.source in signals
-        return k.name in self.learning.plans or (carries and k.max_delay == 0)
+        return k.name in self.learning.plans or carries_error(k, self.learning)
 
     def _options(self, name: str, target: str) -> dict[str, Any]:
         signal, late = self.learning.signals[target], self.late[target]
@@ -192,7 +190,7 @@ class PlasticLayout:
         return [
             self.plastic[k.name]
             for k in self.network.projections
-            if k.source == name and k.max_delay == 0 and k.target in self.learning.signals
+            if k.source == name and carries_error(k, self.learning)
         ]
 
 

@@ -61,7 +61,7 @@ def _share(name: str, share: float) -> None:
 
 @dataclass(frozen=True)
 class Fixed(Budget):
-    """k_t = round(share N_o N_i) at every step."""
+    """k_t = share N_o N_i at every step; what is left of a whole number waits for the next."""
 
     share: float
 
@@ -69,10 +69,12 @@ class Fixed(Budget):
         _share("Fixed", self.share)
 
     def init(self) -> dict[str, Array]:
-        return {}
+        return {"owed": np.zeros(1)}
 
     def choose(self, scores: Scores, state: dict[str, Array]) -> tuple[Picked, dict[str, Array]]:
-        return top(scores.a, scores.q, round(self.share * scores.size)), state
+        owed = float(state["owed"][0]) + self.share * scores.size
+        k = math.floor(owed + 1e-9)
+        return top(scores.a, scores.q, k), {"owed": np.full(1, owed - k)}
 
 
 @dataclass(frozen=True)

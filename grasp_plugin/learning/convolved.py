@@ -116,6 +116,11 @@ def _update(
     return delta, {"rule": inner, "transforms": after}
 
 
+def core_of(rule: Rule) -> Rule:
+    """The plan inside a `Convolved` or `SharedBias`, or the rule itself."""
+    return rule.rule if isinstance(rule, (Convolved, SharedBias)) else rule
+
+
 def patches(conv: Conv) -> Any:
     """(output positions, C_in prod(K)) indices into a flat input; prod(in) where it is padding."""
     spatial_in, spatial_out = conv.in_shape[1:], conv.out_shape[1:]

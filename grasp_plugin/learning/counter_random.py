@@ -23,8 +23,10 @@ def _mix(x: Array) -> Array:
 
 
 def uniform(seed: int, step: Array, size: int, like: Array) -> Array:
-    """Numbers in [0, 1) (size,), in like's dtype; `step` is a counter (1,)."""
+    """Multiples of 2^-24 in [0, 1) (size,), in like's dtype, the same in float32 and float64;
+    `step` is a counter (1,)."""
     xp = array_namespace(like)
     index = xp.arange(size, dtype=xp.int64, device=device(like))
     key = _mix(_mix(step & _WORD) ^ (seed & _WORD))
-    return xp.astype(_mix((key + index * 0x9E3779B9) & _WORD), like.dtype) / 2**32
+    word = _mix((key + index * 0x9E3779B9) & _WORD)
+    return xp.astype(word >> 8, like.dtype) / 2**24

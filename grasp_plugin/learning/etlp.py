@@ -124,6 +124,8 @@ def etlp_output(
     References:
         Authors' code, models.py:58-62, 73.
     """
+    if thr <= 0:
+        raise Invalid("etlp output", f"expected thr > 0, got {thr}", "Pass a positive threshold")
     surrogate = Triangular(0.3 / thr if official else 0.3 / thr**2, thr)
     trace = Exponential(decay_of(tau_o_ms, dt_ms))
     return ThreeFactor(trace, surrogate, learning_rate, name="etlp output")

@@ -74,15 +74,18 @@ class FixedSynapses:
         self.clipped["errors"] += int(np.sum((y < Y_MIN) | (y > Y_MAX)))
         return np.clip(y, Y_MIN, Y_MAX)
 
-    def step(self, factors: Factors) -> None:
-        """Traces, error and write of one step, the write `plan.late` steps late."""
+    def step(self, factors: Factors) -> bool:
+        """Traces, error and write of one step, the write `plan.late` steps late; True if any."""
         x = self.trace(factors.pre[0])
         entry = self.error(factors), x, self.draws
         self.waiting.append(entry)
         if self.plan.late:
             self._write(self.fresh, *entry)
-        if len(self.waiting) > self.plan.late:
-            self._write(self.weights, *self.waiting.popleft())
+        if len(self.waiting) <= self.plan.late:
+            return False
+        y, x, draws = self.waiting.popleft()
+        self._write(self.weights, y, x, draws)
+        return bool(y.any())
 
     def flush(self) -> None:
         """Make the writes that are under way, at the end of a sequence."""

@@ -39,9 +39,9 @@ def _decay(x, decay, impulse, spikes, key, limit):
     for i in range(x.size):
         r = np.int64(mix(np.uint32(key + np.uint32(i) * GOLDEN)) & np.uint32(4095))
         value = ((x[i] * decay + r) >> 12) + impulse * spikes[i]
-        if value > limit:
+        if value > limit or value < 0:
             clipped += 1
-            value = limit
+            value = limit if value > limit else 0
         x[i] = value
     return clipped
 
@@ -91,7 +91,7 @@ def key(seed: int, step: int, stream: int) -> Any:
 
 
 def decay(x: Any, decay: int, impulse: int, spikes: Any, key: Any, limit: int) -> int:
-    """x <- min(limit, SR(x decay / 4096) + impulse spikes) in place; returns how many met it."""
+    """x <- clip(SR(x decay / 4096) + impulse spikes, 0, limit) in place; how many were clipped."""
     return int(_decay(x, decay, impulse, spikes, np.uint32(key), limit))
 
 

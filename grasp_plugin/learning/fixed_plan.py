@@ -117,7 +117,7 @@ def fixed_plan(
         shift = min(MAX_SHIFT, math.floor(math.log2(most))) if most else -1
     if shift < 0:
         raise Refused(
-            name, f"expected a learning rate up to {Y_MAX * unit / gain / error_max:.3g} for "
+            name, f"expected a learning rate up to {Y_MAX * unit / abs(gain) / error_max:.3g} for "
             f"errors up to {error_max:.3g}, got {rule.learning_rate:.3g}",
             "Lower it, or pass error_max",
         )  # fmt: skip
@@ -179,18 +179,21 @@ def refuse_odd(name: str, weights: Array) -> None:
 
 
 def default_error_max(learning: Learning, network: Network, name: str, target: str) -> float:
-    """A bound of |d| for one plan, from its signal: what y must hold without clipping.
+    """The |d| that y holds without clipping, where the caller names none.
 
-    DECOLLE  max_j sum_c |G_cj| max|dL/dy| sigma'(0)        SmoothL1: |dL/dy| <= 1/C, others 1
-    ETLP     max_jc |Bf_jc| sigma'(0)                           output: sigma'(0)
-    OTTT     sigma'(0)
+    DECOLLE  max_j sum_c |H_cj| max|dL/dy| sigma'(0) / (1 - dropout)
+             SmoothL1: |dL/dy| <= 1/C, others taken as 1 (a bound for cross-entropy, not for MSE)
+    ETLP     max_jc |Bf_jc| sigma'(0)                          output: sigma'(0), both bounds
+    OTTT     sigma'(0), no bound: an error that many weights bring down can be larger
     """
     signal, plan = learning.signals[target], learning.plans[name]
     rule = plan.rule if isinstance(plan, Plan) else plan
     surrogate = getattr(rule, "surrogate", None)
     peak = 1.0 if surrogate is None else float(surrogate.first(np.zeros(1))[0])
     if isinstance(signal, RandomReadout):
-        g = signal.init(network[target].size, np.zeros(1))["readout"]
+        state = signal.init(network[target].size, np.zeros(1))
+        g: Array = state.get("feedback", state["readout"])
+        peak /= 1 - signal.dropout
         slope = 1 / signal.classes if isinstance(signal.loss, SmoothL1) else 1.0
         return peak * slope * float(np.abs(g).sum(axis=0).max())
     if isinstance(signal, Projection):

@@ -20,52 +20,19 @@ every score is separable, score_oi = a_o q_i, and nothing of size N_o N_i is for
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 
 from grasp_plugin.errors import Invalid, Refused
 from grasp_plugin.learning.budget import Budget, Fixed, Scores
+from grasp_plugin.learning.chosen import Chosen as Chosen
 from grasp_plugin.learning.rule import Array, Delta, Factors, Outer, State, Transform
-from grasp_plugin.learning.selection import Pairs, Picked, some, write_picked
+from grasp_plugin.learning.selection import Pairs, Picked, some
 
 SCORES = ("pred_decrease", "abs_gHg", "magnitude", "random")
 GRAINS = ("weight", "row", "column")
-
-
-@dataclass(frozen=True, eq=False)
-class Chosen:
-    """scale left right^T at the picked synapses, 0 elsewhere; batch 1.
-
-    Args:
-        left: (N_o,); right: (N_i,); scale: a number; picked: which. NumPy float64.
-        like: an array whose kind and dtype `dense` returns.
-    """
-
-    left: Array
-    right: Array
-    scale: float
-    picked: Picked | Pairs
-    like: Array
-
-    def dense(self) -> Array:
-        out = np.zeros((self.left.size, self.right.size))
-        self.add_to(out)
-        if isinstance(self.like, np.ndarray):
-            return out.astype(self.like.dtype)
-        return self.like.new_tensor(out)
-
-    def add_to(self, weights: Array) -> int:
-        """weights += this, in place, the picked ones only; returns how many were written."""
-        return write_picked(weights, self.left, self.right, self.scale, self.picked)
-
-    def scaled(self, by: Array) -> Chosen:
-        return replace(self, scale=self.scale * float(np.asarray(by).reshape(-1)[0]))
-
-    def bound(self) -> float:
-        """At least the largest |entry|; infinite or NaN if a factor is."""
-        return float(np.abs(self.left).sum() * np.abs(self.right).sum() * abs(self.scale))
 
 
 @dataclass(frozen=True)
@@ -88,6 +55,7 @@ class GRASP(Transform):
         Refused: a batch above 1, or a delta that is no outer product.
     """
 
+    lasting: ClassVar[bool] = True
     budget: Budget = field(default_factory=lambda: Fixed(0.02))
     score: str = "pred_decrease"
     granularity: str = "weight"

@@ -12,8 +12,8 @@ from typing import Any
 import numba
 import numpy as np
 
-from grasp_plugin.learning.grasp import Chosen
-from grasp_plugin.learning.rule import Array, Delta, Outer
+from grasp_plugin.learning.chosen import Chosen
+from grasp_plugin.learning.rule import Array, Delta, Outer, PerSynapse
 
 SPARSE_BELOW = 0.25  # share of non-zero inputs below which they are visited one by one
 
@@ -71,25 +71,28 @@ def gather(weights: Array, x: Array) -> Array:
     return out
 
 
-def add_delta(weights: Array, delta: Delta) -> None:
+def add_delta(weights: Array, delta: Delta) -> bool:
     """weights += delta["weight"], in place; only rows with an error are read and written.
+
+    Returns False if nothing was written.
 
     Args:
         weights: [N_o, N_i], C or Fortran order; kernels [C_out, ...]; biases (N,).
     """
     part = delta["weight"]
     if isinstance(part, Chosen):
-        part.add_to(weights if weights.ndim == 2 else weights.reshape(len(weights), -1))
-        return
+        matrix = weights if weights.ndim == 2 else weights.reshape(len(weights), -1)
+        return part.add_to(matrix) > 0
+    if isinstance(part, (Outer, PerSynapse)) and not part.left.any():
+        return False
     if not isinstance(part, Outer) or part.left.shape[0] > 1 or weights.ndim != 2:
         weights += part.dense().reshape(weights.shape)
-        return
+        return True
     scale = float(np.asarray(part.scale).reshape(-1)[0])
     left, right = scale * part.left[0], np.ascontiguousarray(part.right[0])
-    if left.any():  # (scale left_o) right_i in either order of memory
-        rows, columns = (left, right) if weights.flags.c_contiguous else (right, left)
-        matrix = weights if weights.flags.c_contiguous else weights.T
-        add_outer(matrix, rows, columns, 1.0)
+    # (scale left_o) right_i in either order of memory
+    rows, columns = (left, right) if weights.flags.c_contiguous else (right, left)
+    return add_outer(weights if weights.flags.c_contiguous else weights.T, rows, columns, 1.0) > 0
 
 
 def add_outer(weights: Array, left: Array, right: Array, scale: float) -> int:

@@ -29,9 +29,10 @@ from grasp_plugin.learning.rule import (
     State,
     check_finite,
     is_finite,
+    with_lasting,
 )
 from grasp_plugin.learning.signals import Backpropagation, OutputError, Projection, RandomReadout
-from grasp_plugin.learning.spec import Learning, Seen, Signal, check
+from grasp_plugin.learning.spec import Learning, Seen, Signal, carries_error, check
 from grasp_plugin.learning.transforms import Late
 from grasp_plugin.network.network import Network
 from grasp_plugin.network.weights import Conv
@@ -90,6 +91,7 @@ class OnlineLearner:
         self.biases = {b.name: b for b in network.biases if b.name in learning.plans}
         self.projections = {k.name: k for k in network.projections}
         check(network, learning)
+        self.carriers = {k.name for k in network.projections if carries_error(k, learning)}
         self.rules = {name: self._rule(name, plan) for name, plan in learning.plans.items()}
         self.order = [p.name for p in reversed(network.populations) if p.name in learning.signals]
 
@@ -123,14 +125,14 @@ class OnlineLearner:
 
     def initial_signals(self, like: Array) -> State:
         """The signals' fixed matrices and counters, in like's dtype, by population."""
-        return {
-            p: s.init(self.network[p].size, like) if hasattr(s, "init") else {}
-            for p, s in self.learning.signals.items()
-        }
+        return {p: s.init(self.network[p].size, like) for p, s in self.learning.signals.items()}
 
     def rest(self, state: State, weights: Mapping[str, Array], batch: int) -> State:
-        """The state before a new sequence: traces at zero, random readouts and counters kept."""
+        """The state before a new sequence: traces at zero; readouts, counters and the states of
+        lasting transforms kept."""
         plans = {n: r.init(self.as_matrix(weights[n]), batch=batch) for n, r in self.rules.items()}
+        for name, old in state.get("plans", {}).items():
+            plans[name] = with_lasting(self.learning.plans[name], plans[name], old)
         return {"plans": plans, "signals": state["signals"]}
 
     def logits(self, output: Mapping[str, Array], signals: State) -> Array:
@@ -152,8 +154,9 @@ class OnlineLearner:
         """
         late = dict(weights)
         for name, held in self.pending(state).items():
-            for delta in held:
-                late[name] = self.applied(name, late[name], delta)
+            if name in self.carriers:
+                for delta in held:
+                    late[name] = self.applied(name, late[name], delta)
         thirds, signals = self.third_factors(seen, target, mask, state["signals"], late)
         deltas: dict[str, Delta] = {}
         plans = dict(state["plans"])
@@ -221,7 +224,7 @@ class OnlineLearner:
         self, p: str, error: Array, weights: Mapping[str, Array], above: dict[str, Array]
     ) -> None:
         for k in self.network.into(p):
-            if k.source in self.learning.signals and k.max_delay == 0:
+            if k.name in self.carriers:
                 part = self.below(k.name, weights[k.name], error)
                 above[k.source] = part if k.source not in above else above[k.source] + part
 

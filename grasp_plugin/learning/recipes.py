@@ -15,6 +15,7 @@ import numpy as np
 
 from grasp_plugin.errors import Invalid, Refused
 from grasp_plugin.learning.losses import CrossEntropy, Loss, SmoothL1
+from grasp_plugin.learning.ottt import EXACT_RESETS as SUBTRACTIVE
 from grasp_plugin.learning.rule import Plan, Rule, ThreeFactor, Trace, Transform
 from grasp_plugin.learning.signals import Backpropagation, OutputError, Projection, RandomReadout
 from grasp_plugin.learning.spec import Learning, Signal
@@ -26,11 +27,10 @@ from grasp_plugin.learning.traces import (
     Instant,
     SynapticExponential,
 )
-from grasp_plugin.learning.transforms import BurnIn, Late
+from grasp_plugin.learning.transforms import L1, BurnIn, Late
 from grasp_plugin.network.network import Network, Population
 from grasp_plugin.network.schedule import arrival_steps
 from grasp_plugin.neurons.surrogate import (
-    Boxcar,
     FastSigmoid,
     Sigmoid,
     Surrogate,
@@ -38,7 +38,6 @@ from grasp_plugin.neurons.surrogate import (
 )
 
 log = logging.getLogger(__name__)
-SUBTRACTIVE = ("subtract-delayed", "subtract-immediate", "snntorch-nodelay", "none")
 
 
 def exact_trace(p: Population, trace: str = "auto", *, adaptive: bool = False) -> Trace:
@@ -62,6 +61,12 @@ def exact_trace(p: Population, trace: str = "auto", *, adaptive: bool = False) -
         Refused: "rank1" where it is not exact; an adaptive threshold with a current or a hard
             reset, for which no trace is written here.
     """
+    if trace not in ("auto", "rank1", "synapse"):
+        raise Invalid(
+            p.name, f"expected trace 'auto', 'rank1' or 'synapse', got {trace!r}", "Pass one"
+        )
+    if p.reset not in (None, *SUBTRACTIVE, "value", "refractory1"):
+        raise Refused(p.name, f"expected a known reset, got {p.reset!r}", "See hints.RESETS")
     if p.scale is not None:
         raise Invalid(p.name, "expected a float population, got Loihi integers", "dequantise first")
     keep, current = _decay(1 - p.dv), _decay(1 - p.du)
@@ -80,7 +85,7 @@ def exact_trace(p: Population, trace: str = "auto", *, adaptive: bool = False) -
             "inexact", "Pass trace='auto' or 'synapse', or discretise with a subtractive reset",
         )  # fmt: skip
     if trace == "auto":
-        log.info("%s: per-synapse trace (batch, N_o, N_i), as %s needs it", p.name, why)
+        log.warning("%s: per-synapse trace (batch, N_o, N_i), as %s needs it", p.name, why)
     return SynapticExponential(
         keep, hard, None if current == 0 else current, p.reset == "refractory1"
     )
@@ -109,7 +114,8 @@ def decolle_for(
     surrogate: Surrogate | None = None,
     loss: Loss | None = None,
     amplitude: float = 0.5,
-    dropout: float = 0.0,
+    dropout: float | None = None,
+    feedback_noise: float = 0.0,
     burn_in: int = 0,
     trace: str = "auto",
     frozen: Collection[str] = (),
@@ -125,11 +131,12 @@ def decolle_for(
         learning_rate: eta, in units of the network's weights.
         surrogate: of the membrane minus the threshold; None: the authors' FastSigmoid(10).
         loss: local loss; None: SmoothL1.
-        amplitude, dropout, seed: of the readouts; population i gets seed + i.
+        amplitude, dropout, feedback_noise, seed: of the readouts, see `RandomReadout`; population
+            i gets seed + i.
         burn_in: steps without update.
         trace: see `exact_trace`.
         frozen: projections and biases that do not learn.
-        official: half of the spikes dropped on the way to the readout, and the half-open boxcar.
+        official: half of the spikes dropped on the way to the readout, unless dropout is given.
 
     Raises:
         Invalid: an unknown frozen name.
@@ -137,14 +144,21 @@ def decolle_for(
 
     References:
         As `decolle`.
+
+    Departures:
+        The class is read from the sum of logits over time; the authors take the mode of each
+        step's class. Dropout is off where the class is read. The trace is that of the network's
+        own neuron.
     """
     populations = [p for p in network.populations if p.spiking]
     if not populations:
         raise Refused("network", "expected a spiking population, got none", "Add one")
-    if official:
-        surrogate, dropout = surrogate or Boxcar(0.5, closed_left=False), dropout or 0.5
+    if dropout is None:
+        dropout = 0.5 if official else 0.0
     signals: dict[str, Signal] = {
-        p.name: RandomReadout(classes, amplitude, loss or SmoothL1(), dropout, 0.0, seed + i)
+        p.name: RandomReadout(
+            classes, amplitude, loss or SmoothL1(), dropout, feedback_noise, seed + i
+        )
         for i, p in enumerate(populations)
     }
     after = (BurnIn(burn_in),) if burn_in else ()
@@ -164,6 +178,7 @@ def etlp_for(
     *,
     probability: float = 0.1,
     trace: str = "auto",
+    l1: float = 0.0,
     frozen: Collection[str] = (),
     seed: int = 0,
     official: bool = False,
@@ -177,6 +192,7 @@ def etlp_for(
         learning_rate: eta.
         probability: of a teaching event in a step.
         trace: see `exact_trace`; follows an adaptive threshold.
+        l1: lambda_1 of hidden weights, see `etlp`.
         frozen: projections and biases that do not learn.
         seed: of the feedback matrices (population i: seed + i) and of the events (seed).
         official: psi without the chain factor 1 / thr, and not masked by refractoriness.
@@ -206,7 +222,8 @@ def etlp_for(
             _masked(exact_trace(p, trace, adaptive=True), official), _triangle(p, official),
             learning_rate, name="etlp",
         )  # fmt: skip
-        plans |= _into(network, p, rule, (), frozen)
+        after = (L1(learning_rate * l1),) if l1 and p.name != top else ()
+        plans |= _into(network, p, rule, after, frozen)
     return Learning(plans, signals, classes, top)
 
 
@@ -245,7 +262,8 @@ def ottt_for(
 
     Args:
         learning_rate: eta.
-        loss: of the output (spikes or membrane) at each step; None: cross-entropy.
+        loss: of the output (spikes or membrane) at each step; None: cross-entropy, without the
+            authors' 1 / T (`losses.ottt_loss(T)` has it).
         slope: of the sigmoid surrogate.
         memory: False: no traces (SLTT).
         trace: see `exact_trace`.

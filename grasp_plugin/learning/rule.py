@@ -85,7 +85,7 @@ class Outer:
 
     def bound(self) -> float:
         """At least the largest |entry|; infinite or NaN if a factor is."""
-        return _size(self.scale) * _size(self.left) * _size(self.right)
+        return _within(_size(self.scale) * _size(self.left) * _size(self.right), self.left)
 
     def scaled(self, by: Array) -> Outer:
         return replace(self, scale=self.scale * by)
@@ -110,7 +110,7 @@ class PerSynapse:
 
     def bound(self) -> float:
         """At least the largest |entry|; infinite or NaN if a factor is."""
-        return _size(self.scale) * _size(self.left) * _size(self.eligibility)
+        return _within(_size(self.scale) * _size(self.left) * _size(self.eligibility), self.left)
 
     def scaled(self, by: Array) -> PerSynapse:
         return replace(self, scale=self.scale * by)
@@ -138,6 +138,11 @@ def scaled(delta: Delta, by: Array) -> Delta:
     return {k: v.scaled(by) if hasattr(v, "scaled") else v * by for k, v in delta.items()}
 
 
+def _within(bound: float, like: Array) -> float:
+    """bound, or infinity where it does not fit like's dtype."""
+    return bound if bound <= float(array_namespace(like).finfo(like.dtype).max) else math.inf
+
+
 def _size(value: Array) -> float:
     """The sum of magnitudes of an array, or of a number."""
     size = abs(value)
@@ -162,7 +167,12 @@ class Rule(ABC):
 
 
 class Transform(ABC):
-    """A map on deltas with a state: update schedulers, accumulators, burn-in."""
+    """A map on deltas with a state: update schedulers, accumulators, burn-in.
+
+    A `lasting` transform keeps its state from one sequence to the next; traces never do.
+    """
+
+    lasting: ClassVar[bool] = False
 
     @abstractmethod
     def init(self, weight: Array, *, batch: int = 1) -> State:
@@ -328,6 +338,14 @@ def with_leaves(state: State, arrays: dict[str, Array], prefix: str = "") -> Sta
         else:
             raise Invalid(name, "expected this array in the state, got none", "Save it again")
     return out
+
+
+def with_lasting(plan: Rule, fresh: State, old: State) -> State:
+    """A plan's fresh state with the old states of its lasting transforms."""
+    if not isinstance(plan, Plan):
+        return fresh
+    kept = {str(i): old["transforms"][str(i)] for i, t in enumerate(plan.transforms) if t.lasting}
+    return {**fresh, "transforms": {**fresh["transforms"], **kept}}
 
 
 def is_finite(delta: Delta) -> bool:

@@ -6,9 +6,9 @@
     OutputError        output minus label, at the same events                         ETLP's output
     Backpropagation    the loss at this step through the layers above                 OTTT
 
-Each is a frozen dataclass with `init` and `update` on an explicit state, as a rule is; the fixed
-matrices are part of the state and come back unchanged. Random numbers are a hash of (seed, step,
-index): the same on NumPy and torch, and after a resume.
+Each is a frozen dataclass with `init` and an explicit state, as a rule is; the fixed matrices are
+part of the state and come back unchanged. `learning.online.third_factor` calls any of them. Random
+numbers are a hash of (seed, step, index): the same on NumPy and torch, and after a resume.
 
 All arrays (batch, classes) or (batch, neuron); everything is dimensionless.
 """
@@ -264,6 +264,10 @@ class Backpropagation:
 
     loss: Loss = field(default_factory=CrossEntropy)
     surrogate: Surrogate = field(default_factory=Sigmoid)
+
+    def init(self, neurons: int, like: Array) -> State:
+        """Nothing to keep."""
+        return {}
 
     def top(self, logits: Array, target: Array, mask: Array = 1.0) -> Array:
         """p (batch, C)."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from grasp_plugin.errors import Invalid, Refused
-from grasp_plugin.learning.rule import Array, Rule, ThreeFactor
+from grasp_plugin.learning.rule import Array, Plan, Rule, ThreeFactor
 from grasp_plugin.learning.signals import Backpropagation, OutputError, Projection, RandomReadout
 from grasp_plugin.learning.transforms import Late
 from grasp_plugin.network.network import Network, Population
@@ -61,6 +61,12 @@ def may_rest(p: Population) -> bool:
 
 
 def check(network: Network, learning: Learning) -> None:
+    """Refuse a `Learning` that does not fit a network.
+
+    Raises:
+        Invalid: an unknown name, a plan without a signal, a signal of another number of classes.
+        Refused: weights, delays or signals that the learner cannot express.
+    """
     names = {k.name: k for k in network.projections}
     targets = {n: k.target for n, k in names.items()} | {b.name: b.target for b in network.biases}
     populations = {p.name for p in network.populations}
@@ -94,8 +100,45 @@ def check(network: Network, learning: Learning) -> None:
     for k in network.projections:
         _check_carrier(k, learning)
     for p, signal in learning.signals.items():
-        if isinstance(signal, Projection) and signal.v_reg:
-            raise Refused(p, f"expected v_reg = 0 in a network, got {signal.v_reg}", "Leave it out")
+        _check_signal(p, signal, learning)
+    for name in learning.plans:
+        _check_reached(targets[name], network, learning)
+
+
+def _check_signal(p: str, signal: Signal, learning: Learning) -> None:
+    if isinstance(signal, Projection) and signal.v_reg:
+        raise Refused(p, f"expected v_reg = 0 in a network, got {signal.v_reg}", "Leave it out")
+    classes = getattr(signal, "classes", learning.classes)
+    if classes != learning.classes:
+        raise Invalid(
+            p, f"expected a signal of {learning.classes} classes, got one of {classes}",
+            "Give all signals the same classes",
+        )  # fmt: skip
+
+
+def _check_reached(p: str, network: Network, learning: Learning) -> None:
+    """No error that a population waits for ends at a population with another kind of signal.
+
+    A population with nothing above it has no error, and learns nothing.
+    """
+    if not isinstance(learning.signals[p], Backpropagation) or p == learning.readout:
+        return
+    above, ends = [p], []
+    for q in above:  # grows while it is gone through
+        for k in network.projections:
+            if k.source != q or k.min_delay or k.target in above:
+                continue
+            if carries_error(k, learning):
+                above.append(k.target)
+            else:
+                ends.append(k.target)
+    begins = isinstance(learning.signals.get(learning.readout), Backpropagation)
+    if (ends and learning.readout not in above) or (learning.readout in above and not begins):
+        raise Refused(
+            p, "expected a way for the error from the readout down to it, through populations with "
+            f"Backpropagation, got one that ends at {', '.join(ends)}",
+            "Give every population up to the readout a Backpropagation signal, or no plan here",
+        )  # fmt: skip
 
 
 def carries_error(k: Synapses, learning: Learning) -> bool:
@@ -111,6 +154,11 @@ def _check_carrier(k: Synapses, learning: Learning) -> None:
         raise Refused(
             k.name, f"expected dense weights or a convolution to carry an error down, got "
             f"{type(k.weight).__name__}", "Store them dense (network.weights.to_dense)",
+        )  # fmt: skip
+    if isinstance(k.weight, Conv) and k.weight.groups != 1:
+        raise Refused(
+            k.name, f"expected a convolution of one group to carry an error down, got "
+            f"{k.weight.groups}", "Store it dense (network.weights.to_dense)",
         )  # fmt: skip
     if np.ndim(k.delay_steps):
         raise Refused(
@@ -134,7 +182,9 @@ def _check_weight(name: str, k: Any, rule: Rule) -> None:
         raise Refused(
             name, "expected one delay for all synapses that learn, got one each", "Use one delay"
         )
-    inner = getattr(rule, "rule", rule)
+    inner = rule
+    while isinstance(inner, Plan):
+        inner = inner.rule
     if isinstance(inner, ThreeFactor) and inner.bias is not None:
         raise Invalid(
             name, "expected a rule without its own bias, since in a network a bias has a plan of "

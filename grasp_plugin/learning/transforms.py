@@ -13,6 +13,7 @@ from typing import Any
 from array_api_compat import array_namespace
 
 from grasp_plugin.errors import Invalid
+from grasp_plugin.learning.chosen import Chosen
 from grasp_plugin.learning.rule import (
     Array,
     Delta,
@@ -148,7 +149,9 @@ def _to_state(value: Any) -> Any:
         return {"left": value.scale * value.left, "right": value.right}
     if isinstance(value, PerSynapse):
         return {"left": value.scale * value.left, "eligibility": value.eligibility}
-    return {"value": value.value} if isinstance(value, Full) else value
+    if isinstance(value, Full):
+        return {"value": value.value}
+    return value.to_state() if hasattr(value, "to_state") else value
 
 
 def _from_state(value: Any) -> Any:
@@ -156,6 +159,8 @@ def _from_state(value: Any) -> Any:
         return value
     if "value" in value:
         return Full(value["value"])
+    if "counts" in value or "rows" in value:
+        return Chosen.from_state(value)
     if "right" in value:
         return Outer(value["left"], value["right"], 1.0)
     return PerSynapse(value["left"], value["eligibility"], 1.0)

@@ -44,6 +44,9 @@ def decolle_network(
 
     References:
         Kaiser, Mostafa, Neftci, Front. Neurosci. 14:424, 2020. The authors initialise by LSUV.
+
+    Departures:
+        b is a threshold of -b, which no plan changes: biases do not learn here.
     """
     if len(sizes) < 2:
         raise Invalid("decolle_network", f"expected inputs and layers, got {sizes}", "Add a layer")

@@ -47,8 +47,9 @@ class LearningSession(Closing, ABC):
     `learn` runs a sequence from rest and changes the weights as it goes; `run` runs without
     learning, with the weights in force. Weights, random readouts and the counters of their random
     numbers last from one call to the next; traces do not. On "torch" the samples of a batch run
-    together and their updates add up; on "lava" and "fused" they run one after another, each with
-    the weights that the one before left, as on a chip.
+    together, and their updates are summed over it by ETLP, and averaged where the loss is a mean
+    (DECOLLE, OTTT: B times less for each sample than one by one); on "lava" and "fused" they run
+    one after another, each with the weights that the one before left, as on a chip.
 
     Args:
         network: what was built.
@@ -194,9 +195,10 @@ def _masks(mask: Any, steps: int, batch: int, batched: bool) -> Floats:
         return np.ones((steps, batch, 1))
     given = np.asarray(mask, dtype=np.float64)
     full = given[:, None] if given.ndim == 1 else given
-    if full.shape not in ((steps, batch), (steps, 1)) or not np.all(np.isfinite(full)):
+    bounded = np.all((full >= 0) & (full <= 1))
+    if full.shape not in ((steps, batch), (steps, 1)) or not bounded:
         raise Invalid(
-            "mask", f"expected ({steps},) or ({steps}, {batch}), got {given.shape}",
-            "Pass 0 or 1 for each step (and sample)",
+            "mask", f"expected 0 to 1 in ({steps},) or ({steps}, {batch}), got {given.shape}"
+            f"{'' if bounded else ' with others'}", "Pass 0 or 1 for each step (and sample)",
         )  # fmt: skip
     return np.broadcast_to(full, (steps, batch))[:, :, None]

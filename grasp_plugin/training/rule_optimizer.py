@@ -304,7 +304,7 @@ def _checked(name: str, factors: Factors, weight: Tensor, batch: int) -> Factors
     seen = {}
     for entry in fields(factors):
         value = getattr(factors, entry.name)
-        if value is None:
+        if value is None or entry.name == "curvature":
             continue
         shape = (batch, weight.shape[1 if entry.name == "pre" else 0])
         want = (shape, weight.dtype, weight.device)
@@ -342,6 +342,7 @@ def _same_kind(name: str, fresh: State, given: State) -> None:
 
 def _copied(state: State, device: torch.device) -> State:
     return {
-        key: _copied(v, device) if isinstance(v, dict) else v.detach().clone().to(device)
+        key: _copied(v, device) if isinstance(v, dict)
+        else v.detach().clone().to(device) if isinstance(v, Tensor) else v.copy()
         for key, v in state.items()
-    }
+    }  # fmt: skip

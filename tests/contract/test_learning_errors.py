@@ -26,10 +26,12 @@ from grasp_plugin.learning import (
     ThreeFactor,
     decolle_for,
     etlp_for,
+    fixed_kernels,
     ottt_for,
 )
 from grasp_plugin.learning.losses import MSE
-from grasp_plugin.learning.signals import Backpropagation, Projection
+from grasp_plugin.learning.rule import Outer, is_finite
+from grasp_plugin.learning.signals import Backpropagation, OutputError, Projection
 from grasp_plugin.learning.traces import Exponential, Instant
 
 _spec = importlib.util.spec_from_file_location(
@@ -201,10 +203,11 @@ TARGETS: dict[str, tuple[Any, str]] = {
     "text": ("one", r"target"),
 }
 MASKS: dict[str, tuple[Any, str]] = {
-    "wrong steps": (np.ones(19), r"mask: expected \(20,\) or \(20, 1\), got \(19,\)"),
+    "wrong steps": (np.ones(19), r"mask: expected 0 to 1 in \(20,\) or \(20, 1\), got \(19,\)"),
     "NaN": (np.full(20, np.nan), r"mask: expected"),
     "three axes": (np.ones((20, 1, 1)), r"mask: expected"),
     "a number": (1.0, r"mask: expected"),
+    "negative": (np.full(20, -2.0), r"with others"),
 }
 
 
@@ -508,10 +511,40 @@ def _biases(net: Any) -> dict[str, Any]:
     return {b.name: b.value for b in net.biases}
 
 
-def test_backpropagation_is_needed_all_the_way_up() -> None:
-    """A Backpropagation signal above which there is none gets no error: it is not a loss of its
-    own output, whatever its size."""
-    learning = Learning({"in->h": RULE}, {"h": Backpropagation()}, OUT, "o")
-    with made(learning=learning) as session:
-        session.learn(SPIKES, 1)
-        assert max(cases.moved(NET, session.weights()).values()) == 0
+@pytest.mark.parametrize("above", [{}, {"o": OutputError(OUT)}], ids=["none", "another kind"])
+def test_backpropagation_is_needed_all_the_way_up(above: dict[str, Any]) -> None:
+    """A plan that waits for an error which no population above sends down would learn nothing."""
+    learning = Learning({"in->h": RULE}, {"h": Backpropagation(), **above}, OUT, "o")
+    with pytest.raises(Refused, match="expected a way for the error"):
+        made(learning=learning)
+
+
+def test_signals_of_other_classes_are_named() -> None:
+    learning = Learning({"in->h": RULE}, {"h": Projection(OUT + 2)}, OUT, "o")
+    with pytest.raises(
+        Invalid, match=f"h: expected a signal of {OUT} classes, got one of {OUT + 2}"
+    ):
+        made(learning=learning)
+
+
+@pytest.mark.parametrize("beside", [{"classes": 99}, {"readout": "nope"}, {"signals": {}}])
+def test_arguments_beside_a_learning_or_without_plans_are_refused(beside: dict[str, Any]) -> None:
+    learning = Learning({"in->h": RULE}, {"h": Projection(OUT)}, OUT, "o")
+    with pytest.raises(Invalid, match="got them with a Learning"):
+        build(NET, "fused", plans=learning, **beside)
+    with pytest.raises(Invalid, match="got them with no plans"):
+        build(NET, "fused", **beside)
+
+
+def test_negative_inputs_of_integer_traces_are_counted() -> None:
+    trace = np.array([3, 0], np.int64)
+    key = fixed_kernels.key(0, 1, 1)
+    assert fixed_kernels.decay(trace, 3584, 4, np.array([-5, 1]), key, 127) == 1
+    assert trace.tolist() == [0, 4]
+
+
+def test_a_float32_update_that_would_overflow_is_not_finite() -> None:
+    huge = np.full((1, 2), 1e25)
+    assert is_finite({"weight": Outer(huge, huge, -1.0)})
+    single = huge.astype(np.float32)
+    assert not is_finite({"weight": Outer(single, single, -1.0)})

@@ -105,7 +105,9 @@ class Plastic:
         x = p.impulses[0] * pre if not p.decays else self.x[0] - (self.x[1] if self.x[1:] else 0)
         y = np.zeros(d.size, np.int64)
         if self.step > p.burn_in:
-            y = np.floor(-p.y_scale * d + words(p.seed, self.draws, 0, d.size) / WORD).astype(int)
+            y = np.floor(
+                -p.y_scale * d + (words(p.seed, self.draws, 0, d.size) >> 8) / 2**24
+            ).astype(int)
             self.counts["errors"] += int(((y < -128) | (y > 127)).sum())
             y = np.clip(y, -128, 127)
         self.queue.append((y, x, words(p.seed, self.draws, 3, self.w.size)))
@@ -255,7 +257,7 @@ def etlp_error(
     ref: Reference, t: int, out: Any, margin: Any, active: Any, target: Any, on: Any
 ) -> dict[str, Any]:
     ref.events = getattr(ref, "events", -1) + 1  # type: ignore[attr-defined]
-    event = float(word_of_step(0, ref.events) / WORD < 0.4)  # type: ignore[attr-defined]
+    event = float((word_of_step(0, ref.events) >> 8) / 2**24 < 0.4)  # type: ignore[attr-defined]
     d = {}
     for i, p in enumerate(ref.net.populations):
         psi = 0.3 / 0.9**2 * np.maximum(0, 1 - abs(margin[p.name]) / 0.9) * active[p.name]

@@ -242,7 +242,7 @@ def test_in_a_loop_with_a_neuron_delay_and_late_weights_are_as_stated(rng: Any) 
     Source(data=pre.T).s_out.connect(dense.s_in)
     dense.a_out.connect(neurons.a_in), neurons.s_out_y1.connect(dense.s_in_y1)
     seen = []
-    with lava_session(dense, Loihi2SimCfg(exception_proc_model_map={Neurons: PyNeurons})) as s:
+    with lava_session(dense, Loihi2SimCfg(exception_proc_model_map={neurons: PyNeurons})) as s:
         for _ in range(steps):
             s.run(1)
             seen.append(np.array(s.model(dense).weights))

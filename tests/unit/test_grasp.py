@@ -13,14 +13,16 @@ import torch
 
 from grasp_plugin import build
 from grasp_plugin.errors import Invalid, Refused
-from grasp_plugin.learning import decolle_for, etlp_for, ottt_for, scheduled
+from grasp_plugin.learning import decolle, decolle_for, etlp_for, ottt_for, scheduled
 from grasp_plugin.learning.budget import Budget, Coverage, Fixed, Marginal, Scores, Sharpness
 from grasp_plugin.learning.grasp import GRASP, Chosen
 from grasp_plugin.learning.online import OnlineLearner
-from grasp_plugin.learning.rule import Delta, Factors, Outer, Plan, State, Transform
+from grasp_plugin.learning.rule import Delta, Factors, Outer, Plan, State, Transform, leaves
 from grasp_plugin.learning.spec import Learning
+from grasp_plugin.learning.transforms import Late
 from grasp_plugin.network.network import Network
 from grasp_plugin.network.presets import etlp_network
+from grasp_plugin.training.rule_optimizer import RuleOptimizer
 
 log = logging.getLogger(__name__)
 RULES: dict[str, Callable[..., Learning]] = {
@@ -285,3 +287,50 @@ def test_scheduled_names_an_unknown_plan() -> None:
 def test_bad_input(call: Callable[[], Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_counts_and_small_shares_last_over_sequences() -> None:
+    """A share of less than one write a step is owed; the count goes on with the next sequence."""
+    learning = with_grasp(decolle_for(network(), 3, 0.01), GRASP(Fixed(0.004), "magnitude"))
+    for backend in ("fused", "torch"):
+        with build(network(), backend, plans=learning) as session:
+            issued = []
+            for _ in range(2):
+                session.learn(spikes(50), 1)
+                state = session._steps._state if backend == "fused" else session.online.state  # type: ignore[attr-defined]
+                meter = state["plans"]["input->hidden"]["transforms"]["0"]
+                issued.append((int(meter["issued"][0]), int(meter["steps"][0])))
+        assert [steps for _, steps in issued] == [50, 100]
+        assert 40 <= issued[1][0] <= 48  # 0.48 a step, where there is a gradient
+
+
+def test_late_deltas_of_chosen_synapses_are_plain_arrays() -> None:
+    """State holds arrays at its leaves, also while a chosen delta waits."""
+    rng = np.random.default_rng(0)
+    for score in ("magnitude", "random"):
+        plan = Plan(decolle(0.1), (GRASP(Fixed(0.3), score), Late(2)))
+        w = rng.normal(size=(4, 5))
+        state, made, out = plan.init(w), [], []
+        bare = Plan(plan.rule, plan.transforms[:1])
+        plain = bare.init(w)
+        for _ in range(6):
+            f = Factors(rng.random((1, 5)), rng.normal(size=(1, 4)), rng.normal(size=(1, 4)))
+            delta, state = plan.update(f, state, w)
+            wanted, plain = bare.update(f, plain, w)
+            out.append(delta["weight"].dense())
+            made.append(wanted["weight"].dense())
+            assert all(isinstance(v, np.ndarray) for _, v in leaves(state))
+        assert np.allclose(out[2:], made[:-2], rtol=1e-14, atol=0)
+        assert not np.any(out[:2])
+
+
+def test_grasp_in_a_rule_optimizer_round_trips() -> None:
+    weight = torch.nn.Parameter(torch.randn(4, 5, dtype=torch.float64))
+    rule = replace(decolle(0.1), bias=None)
+    optimizer = RuleOptimizer([("w", weight)], {"w": Plan(rule, (GRASP(Fixed(0.2), "magnitude"),))})
+    for _ in range(3):
+        row = torch.rand(1, 5, dtype=torch.float64), torch.randn(1, 4, dtype=torch.float64)
+        optimizer.step({"w": Factors(row[0], row[1], row[1], curvature=lambda u: u)})
+    before = optimizer.state_dict()
+    optimizer.load_state_dict(before)
+    assert int(optimizer.state_dict()["rules"]["w"]["transforms"]["0"]["issued"][0]) > 0

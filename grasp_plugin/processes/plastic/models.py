@@ -13,11 +13,11 @@ from lava.magma.core.model.py.type import LavaPyType
 from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
-from grasp_plugin.learning.convolved import conv_back, patches
+from grasp_plugin.learning.convolved import conv_back, core_of, patches
 from grasp_plugin.learning.fixed import FixedSynapses
 from grasp_plugin.learning.kernels import add_delta, gather
 from grasp_plugin.learning.online import refuse_unless_finite
-from grasp_plugin.learning.rule import Factors
+from grasp_plugin.learning.rule import Factors, Rule, with_lasting
 from grasp_plugin.network.weights import Conv
 from grasp_plugin.processes.plastic.process import PlasticConv, PlasticDense
 
@@ -47,7 +47,10 @@ class _Plastic(PyLoihiProcessModel):
 
     def rest(self) -> None:
         """Forget all traces and what is under way; weights stay."""
-        self.state, self.pre, self.factors = None, None, None
+        if self.state is not None and isinstance(self.plan, Rule):
+            matrix = self.weights.reshape(len(self.weights), -1)
+            self.state = with_lasting(core_of(self.plan), self.plan.init(matrix), self.state)
+        self.pre, self.factors = None, None
         self.waiting.clear()
         self.age[0] = 0
 

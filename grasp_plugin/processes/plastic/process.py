@@ -13,7 +13,7 @@ from lava.magma.core.process.ports.ports import InPort, OutPort
 from lava.magma.core.process.process import AbstractProcess
 from lava.magma.core.process.variable import Var
 
-from grasp_plugin.errors import Invalid
+from grasp_plugin.errors import Invalid, Refused
 from grasp_plugin.learning.convolved import Convolved
 from grasp_plugin.learning.fixed_plan import FixedPlan
 from grasp_plugin.learning.rule import Rule
@@ -79,7 +79,7 @@ class PlasticDense(_Plastic):
             plan=plan, first_step=first_step, late=late, surrogate=surrogate,
             uses_active=uses_active, weight_exp=weight_exp, scale=scale, **kwargs,
         )  # fmt: skip
-        _check(self.name, plan, np.ndim(weights), 2)
+        _check(self.name, plan, np.ndim(weights))
         self._ports(np.shape(weights)[1], np.shape(weights)[0], weights)
 
 
@@ -107,6 +107,11 @@ class PlasticConv(_Plastic):
         scale: float = 1.0,
         **kwargs: Any,
     ) -> None:
+        if conv.groups != 1:
+            raise Refused(
+                "PlasticConv", f"expected a convolution of one group, got {conv.groups}",
+                "Store it dense (network.weights.to_dense)",
+            )  # fmt: skip
         if isinstance(plan, Rule) and not isinstance(plan, Convolved):
             plan = Convolved(plan, conv)
         super().__init__(
@@ -116,10 +121,10 @@ class PlasticConv(_Plastic):
         self._ports(conv.shape[1], conv.shape[0], conv.kernel)
 
 
-def _check(name: str, plan: Any, ndim: int, expected: int) -> None:
+def _check(name: str, plan: Any, ndim: int) -> None:
     if plan is not None and not isinstance(plan, (Rule, FixedPlan)):
         raise Invalid(
             name, f"expected a Rule, Plan or FixedPlan, got {type(plan).__name__}", "Pass one"
         )
-    if ndim != expected:
+    if ndim != 2:
         raise Invalid(name, f"expected weights (N_o, N_i), got {ndim} axes", "Check the weights")

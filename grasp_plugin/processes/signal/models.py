@@ -37,7 +37,7 @@ class PyLearningSignal(PyLoihiProcessModel):
         self.unit = float(proc_params["unit"])
         self.window = ENDLESS
         neurons, like = int(proc_params["neurons"]), np.zeros(1)
-        self.state: Any = self.signal.init(neurons, like) if hasattr(self.signal, "init") else {}
+        self.state: Any = self.signal.init(neurons, like)
 
     def rest(self) -> None:
         """Count steps from 0 again; the readout and its random numbers go on."""
