@@ -89,9 +89,9 @@ def with_traces(
             )
             options = "'exact' or 'official'"
             raise Invalid("with_traces", f"expected {label} {options}, got {choice!r}", "Pass one")
-    without_traces(module)
-    spots, neurons = arrange(module, decay)
+    spots, neurons = arrange(module, decay, tuple(kind for pair in _TRACED for kind in pair))
     plans = [(spot, *spot.traces(knobs)) for spot in spots]  # refuse before anything is changed
+    without_traces(module)
     for spot, trace, bias in plans:
         spot.layer.__class__ = next(new for old, new in _TRACED if type(spot.layer) is old)
         spot.layer.start(spot.name if spot.ordered else "", trace, bias)

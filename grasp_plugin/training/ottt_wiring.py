@@ -116,12 +116,13 @@ def _is_hard(neuron: Any) -> bool:
     return bool(getattr(neuron, "reset_mechanism", "") == "zero")
 
 
-def arrange(module: nn.Module, decay: Any) -> tuple[list[Spot], list[tuple[str, nn.Module]]]:
-    """The layers with their places, and the neurons, in the order of registration."""
+def arrange(
+    module: nn.Module, decay: Any, kinds: tuple[type, ...] = LAYERS
+) -> tuple[list[Spot], list[tuple[str, nn.Module]]]:
+    """The layers (of exactly these kinds) with their places, and the neurons, as registered."""
     given: Mapping[str, Given] = decay if isinstance(decay, Mapping) else {}
     neurons = [(n, m) for n, m in module.named_modules() if _kind(m)]
     inner = tuple(f"{n}." for n, _ in neurons)
-    kinds = LAYERS
     spots: list[Spot] = []
     before: nn.Module | None = None
     pending: list[tuple[str, nn.Module]] = []

@@ -653,3 +653,15 @@ def test_another_shape_without_a_reset() -> None:
 def test_parameters_without_a_trace_are_named(caplog: pytest.LogCaptureFixture) -> None:
     with_traces(nn.Sequential(*leaky(), nn.LayerNorm(2)))
     assert "no trace, so the gradient of each step alone: ['3.weight', '3.bias']" in caplog.text
+
+
+def test_a_refused_second_call_leaves_the_first_in_force() -> None:
+    net = with_traces(
+        nn.Sequential(nn.Linear(3, 2), nn.Flatten(), nn.Linear(2, 2)), {"0": 0.5, "2": 0.0}
+    )
+    kinds = [type(m) for m in net]
+    with pytest.raises(Invalid):
+        with_traces(net, {"nowhere": 0.5})
+    assert [type(m) for m in net] == kinds
+    again = with_traces(net, {"0": 0.25, "2": 0.0})
+    assert again[0].trace == Exponential(0.25)
