@@ -140,6 +140,8 @@ def scaled(delta: Delta, by: Array) -> Delta:
 
 def _within(bound: float, like: Array) -> float:
     """bound, or infinity where it does not fit like's dtype."""
+    if bound < 6e4:  # fits the smallest dtype
+        return bound
     return bound if bound <= float(array_namespace(like).finfo(like.dtype).max) else math.inf
 
 

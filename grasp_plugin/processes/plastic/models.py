@@ -71,6 +71,8 @@ class _Plastic(PyLoihiProcessModel):
                 self.factors = Factors(pre, signal[None], margin, spikes=post, active=active)
         if self.back_out.csp_ports:
             self.back_out.send(self._error_below())
+        if self.plan is not None and self.factors is not None:
+            self.learn(self.factors)
 
     def _error_below(self) -> Any:
         """W^T d, d = dL/dm of this step's factors."""
@@ -82,14 +84,15 @@ class _Plastic(PyLoihiProcessModel):
             error = error * self.surrogate.first(seen.membrane)
         return self.backward((error if seen.active is None else error * seen.active)[0])
 
-    def lrn_guard(self) -> bool:
-        return self.plan is not None and self.factors is not None
+    def learn(self, factors: Factors) -> None:
+        """Write the weights, at the end of the spiking phase, when all that a synapse sees is here.
 
-    def run_lrn(self) -> None:
+        A learning phase would be one more round of synchronisation for every Process of the graph.
+        """
         matrix = self.weights.reshape(len(self.weights), -1)
         if self.state is None:
             self.state = self.plan.init(matrix)
-        delta, self.state = self.plan.update(self.factors, self.state, matrix)
+        delta, self.state = self.plan.update(factors, self.state, matrix)
         step = int(self.age[0]) - 1 - self.first - self.late  # of the sequence
         refuse_unless_finite(delta, self.state, self.name, step)
         add_delta(self.weights, delta)
@@ -165,8 +168,8 @@ class _PlasticFixed(_Plastic):
             self.synapses = FixedSynapses(self.plan, matrix, self.conv)
         return self.synapses
 
-    def run_lrn(self) -> None:
-        self.learning().step(self.factors)  # type: ignore[arg-type]  # given, by lrn_guard
+    def learn(self, factors: Factors) -> None:
+        self.learning().step(factors)
 
     def in_float(self, margin: Any) -> Any:
         return margin / (64.0 * self.scale)
