@@ -58,12 +58,15 @@ class LavaLearning(LearningSession):
         self._require_whole_sequence(steps)
         if self._graph.steps != steps:
             kept = self.weights(), self._memory(), self.clipped()
+            states = {name: model.state for name, model in self._graph.plastic.items()}
             self._graph.stop()
             self._graph = self._compiled(steps)
             self._set_weights(kept[0])
             self._set_memory(kept[1])
             for name, model in self._synapses().items():
                 model.learning().clipped = kept[2][name]
+            for name, model in self._graph.plastic.items():
+                model.state = states[name]  # `rest` keeps what lasts of it
         logits = np.empty(target.shape)
         sums = dict.fromkeys((p.name for p in self.network.populations), 0.0)
         for b in tqdm(range(batch), disable=not progress, desc="learn", leave=False):

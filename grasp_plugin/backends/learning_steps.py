@@ -35,7 +35,7 @@ class FloatSteps:
         self.learner = OnlineLearner(network, learning, self._below)
         self._live = live
         self._plastic = {n: live.arrays[n] for n in learning.plans}
-        self._patches: dict[str, Array] = {}
+        self._back = _Back()
         self._state = self.learner.init(self._plastic, 1)
 
     @property
@@ -69,12 +69,7 @@ class FloatSteps:
             self._live.written(name)
 
     def _below(self, name: str, weight: Array, error: Array) -> Any:
-        conv = self.learner.projections[name].weight
-        if not isinstance(conv, Conv):
-            return np.asarray(error @ weight)
-        if name not in self._patches:
-            self._patches[name] = patches(conv)
-        return conv_back(weight, self._patches[name], error[0], conv.shape[1])[None]
+        return self._back(name, self.learner.projections[name].weight, weight, error)
 
 
 class FixedSteps:
@@ -95,7 +90,7 @@ class FixedSteps:
             name: FixedSynapses(plan, _matrix(live.arrays[name]), self._conv(name))
             for name, plan in plans.items()
         }
-        self._patches: dict[str, Array] = {}
+        self._back = _Back()
         self.signals: State = self.learner.initial_signals(np.zeros(1))
 
     def rest(self) -> None:
@@ -123,13 +118,24 @@ class FixedSteps:
         return k.weight if k is not None and isinstance(k.weight, Conv) else None
 
     def _below(self, name: str, weight: Array, error: Array) -> Any:
-        k, conv = self.learner.projections[name], self._conv(name)
+        k = self.learner.projections[name]
         unit = 2.0**k.weight_exp / float(self.learner.network[k.target].scale or 1.0)
-        if conv is None:
-            return np.asarray(error @ weight) * unit
+        return self._back(name, k.weight, weight, error) * unit
+
+
+class _Back:
+    """W^T error of one sample, (1, N_o) -> (1, N_i); keeps the index of a convolution's patches."""
+
+    def __init__(self) -> None:
+        self._patches: dict[str, Array] = {}
+
+    def __call__(self, name: str, shape: Any, weight: Array, error: Array) -> Array:
+        if not isinstance(shape, Conv):
+            return np.asarray(error @ weight)
         if name not in self._patches:
-            self._patches[name] = patches(conv)
-        return conv_back(weight, self._patches[name], error[0], conv.shape[1])[None] * unit
+            self._patches[name] = patches(shape)
+        back = conv_back(weight, self._patches[name], error[0], shape.shape[1])
+        return np.asarray(back[None])
 
 
 def _matrix(weight: Array) -> Array:

@@ -51,7 +51,8 @@ class GRASP(Transform):
         written, N_o N_i, those with a gradient that is not zero, and steps.
 
     Raises:
-        Invalid: an unknown score or granularity; a curvature is needed and the factors hold none.
+        Invalid: an unknown score or granularity; a curvature is needed and the factors hold none
+            (as on Lava, where synapses see no curvature: "magnitude" and "random" need none).
         Refused: a batch above 1, or a delta that is no outer product.
     """
 

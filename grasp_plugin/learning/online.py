@@ -18,7 +18,7 @@ from typing import Any
 from array_api_compat import array_namespace
 
 from grasp_plugin.errors import Invalid, Refused
-from grasp_plugin.learning.convolved import Convolved, SharedBias
+from grasp_plugin.learning.convolved import Convolved, SharedBias, core_of
 from grasp_plugin.learning.network_curvature import StepCurvature
 from grasp_plugin.learning.rule import (
     Array,
@@ -74,7 +74,7 @@ class OnlineLearner:
     """The plans and signals of a `Learning`, bound to a network.
 
     Args:
-        network: float.
+        network: float; in integers, `third_factors` and `factors` only.
         learning: what learns.
         below: (projection, weight, dL/dm of the target (batch, N_o)) -> dL/dS of the source
             (batch, N_i); needed for `Backpropagation` through convolutions only.
@@ -207,7 +207,7 @@ class OnlineLearner:
         """By plan, the deltas that its `Late` holds back; a sequence ends by making them."""
         out: dict[str, list[Delta]] = {}
         for name, rule in self.rules.items():
-            plan = rule.rule if isinstance(rule, (Convolved, SharedBias)) else rule
+            plan = core_of(rule)
             transforms = plan.transforms if isinstance(plan, Plan) else ()
             if transforms and isinstance(transforms[-1], Late):
                 held = state["plans"][name]["transforms"][str(len(transforms) - 1)]

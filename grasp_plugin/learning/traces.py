@@ -97,12 +97,8 @@ class Instant(Trace):
 
 
 @dataclass(frozen=True)
-class Exponential(Trace):
-    """t <- k t + s: accumulating; k = `decay`, a number or one per input (N_i,).
-
-    Raises:
-        Invalid: decay outside [0, 1].
-    """
+class _Single(Trace):
+    """One filter of the input, with a decay (), or one for each input (N_i,)."""
 
     decay: Decay
     rank_one: ClassVar[bool] = True
@@ -112,6 +108,15 @@ class Exponential(Trace):
 
     def init(self, weight: Array, *, batch: int = 1) -> State:
         return {"t": zeros(weight, batch, weight.shape[1])}
+
+
+@dataclass(frozen=True)
+class Exponential(_Single):
+    """t <- k t + s: accumulating; k = `decay`, a number or one per input (N_i,).
+
+    Raises:
+        Invalid: decay outside [0, 1].
+    """
 
     def update(self, factors: Factors, state: State) -> tuple[Array, State]:
         t = _array(self.decay, factors.pre) * state["t"] + factors.pre
@@ -119,21 +124,12 @@ class Exponential(Trace):
 
 
 @dataclass(frozen=True)
-class Average(Trace):
+class Average(_Single):
     """t <- k t + (1 - k) s: averaging; k = `decay`, a number or one per input (N_i,).
 
     Raises:
         Invalid: decay outside [0, 1].
     """
-
-    decay: Decay
-    rank_one: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        _freeze(self, "decay")
-
-    def init(self, weight: Array, *, batch: int = 1) -> State:
-        return {"t": zeros(weight, batch, weight.shape[1])}
 
     def update(self, factors: Factors, state: State) -> tuple[Array, State]:
         k = _array(self.decay, factors.pre)

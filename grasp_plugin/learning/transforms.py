@@ -3,6 +3,7 @@
 BurnIn(n)       nothing in the first n steps
 Accumulate(n)   the sum of n steps at every n-th
 Late(n)         the update of n steps ago
+L1(c)           - c sign(w) on top, at steps with a learning signal
 """
 
 from __future__ import annotations

@@ -227,9 +227,9 @@ def _reached(top: Any) -> tuple[dict[str, str], set[str]]:
     found: dict[str, str] = {}
     nodes: dict[str, Any] = {}
     twice: set[str] = set()
-    todo, seen = [(top, "")], set()
-    while todo:
-        node, odd = todo.pop()
+    waiting, seen = [(top, "")], set()
+    while waiting:
+        node, odd = waiting.pop()
         if node is None or (node, odd) in seen:
             continue
         seen.add((node, odd))
@@ -244,5 +244,5 @@ def _reached(top: Any) -> tuple[dict[str, str], set[str]]:
         factors = [getattr(node, key, None) for key in ("_saved_self", "_saved_other")]
         scaled = name in ("Mul", "Div") and not any(f is not None and f.ndim for f in factors)
         odd = odd or ("" if scaled or name in _LINEAR_OPS else kind)
-        todo += [(below, odd) for below, _ in node.next_functions]
+        waiting += [(below, odd) for below, _ in node.next_functions]
     return found, twice

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
+import framework_cases as cases
 import numpy as np
 import pytest
 import torch
@@ -13,12 +12,6 @@ import torch
 from grasp_plugin import Discretisation, build, discretise
 from grasp_plugin.errors import Refused
 from grasp_plugin.network.hints import read_hints
-
-_spec = importlib.util.spec_from_file_location(
-    "framework_cases", Path(__file__).with_name("framework_cases.py")
-)
-cases = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(cases)
 
 
 def _cases(framework: str) -> dict[str, Any]:

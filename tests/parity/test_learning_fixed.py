@@ -7,16 +7,14 @@ the docstrings of `learning.fixed_plan`, `neurons.lif_fixed` and `learning.count
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plastic_cases as cases
 import pytest
 
 from grasp_plugin import build, quantise
@@ -41,15 +39,6 @@ from grasp_plugin.learning.traces import (
 )
 from grasp_plugin.network import weights as W
 from grasp_plugin.network.weights import Conv
-
-_spec = importlib.util.spec_from_file_location(
-    "plastic_cases", Path(__file__).with_name("plastic_cases.py")
-)
-assert _spec is not None
-assert _spec.loader is not None
-cases = importlib.util.module_from_spec(_spec)
-sys.modules["plastic_cases"] = cases
-_spec.loader.exec_module(cases)
 
 log = logging.getLogger(__name__)
 lava = pytest.param("lava", marks=pytest.mark.lava)

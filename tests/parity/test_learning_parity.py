@@ -7,15 +7,13 @@ compared: the rule's delta at every step of two sequences (200 and 37 steps), an
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plastic_cases as cases
 import pytest
 import torch
 
@@ -34,15 +32,6 @@ from grasp_plugin.learning.losses import SmoothL1
 from grasp_plugin.learning.traces import SynapticExponential
 from grasp_plugin.neurons.surrogate import Sigmoid
 from grasp_plugin.runtime.lava_import import have_lava
-
-_spec = importlib.util.spec_from_file_location(
-    "plastic_cases", Path(__file__).with_name("plastic_cases.py")
-)
-assert _spec is not None
-assert _spec.loader is not None
-cases = importlib.util.module_from_spec(_spec)
-sys.modules["plastic_cases"] = cases  # dataclasses look their module up
-_spec.loader.exec_module(cases)
 
 log = logging.getLogger(__name__)
 lava = pytest.param("lava", marks=pytest.mark.lava)

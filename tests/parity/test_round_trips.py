@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import framework_cases as cases
 import nir
 import numpy as np
 import pytest
@@ -16,12 +16,6 @@ import torch
 import grasp_plugin.adapters as adapters
 from grasp_plugin.errors import MissingChoice, Refused
 from grasp_plugin.network.hints import read_hints, write_hints
-
-_spec = importlib.util.spec_from_file_location(
-    "framework_cases", Path(__file__).with_name("framework_cases.py")
-)
-cases = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(cases)
 
 STEPS = 100
 ROOT = Path(__file__).parents[2]

@@ -8,15 +8,13 @@ minus the gradient.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plastic_cases as cases
 import pytest
 import torch
 from torch import Tensor
@@ -46,15 +44,6 @@ from grasp_plugin.learning.traces import (
 )
 from grasp_plugin.network.weights import Conv
 from grasp_plugin.neurons.surrogate import FastSigmoid, Sigmoid, Surrogate, Triangular
-
-_spec = importlib.util.spec_from_file_location(
-    "plastic_cases", Path(__file__).parents[1] / "parity" / "plastic_cases.py"
-)
-assert _spec is not None
-assert _spec.loader is not None
-cases = importlib.util.module_from_spec(_spec)
-sys.modules["plastic_cases"] = cases
-_spec.loader.exec_module(cases)
 
 log = logging.getLogger(__name__)
 STEPS, BATCH, OUT = 25, 3, cases.OUT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -47,9 +48,9 @@ class _Leaky(PyLoihiProcessModel):
         """1 where a neuron may spike in this step."""
         return None
 
+    @abstractmethod
     def advance(self, a: Any) -> tuple[Any, Any]:
         """(output, margin) of this step."""
-        raise NotImplementedError("a model advances its neurons")
 
 
 class _Spiking(_Leaky):
@@ -72,8 +73,9 @@ class _Spiking(_Leaky):
             setattr(self, name, value)
         return out, margin
 
+    @abstractmethod
     def fire(self, a: Any, state: Any, adaptation: dict[str, Any]) -> tuple[Any, Any, Any]:
-        raise NotImplementedError("a model fires in its arithmetic")
+        """(spikes, state, margin) of this step, in the model's arithmetic."""
 
 
 @implements(proc=ResetLIF, protocol=LoihiProtocol)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import deque
 from typing import Any
 
@@ -101,11 +102,13 @@ class _Plastic(PyLoihiProcessModel):
         """A margin in the units that the plan is written in."""
         return margin
 
+    @abstractmethod
     def forward(self, pre: Any) -> Any:
-        raise NotImplementedError("a model knows its weights")
+        """W pre (N_o,)."""
 
+    @abstractmethod
     def backward(self, error: Any) -> Any:
-        raise NotImplementedError("a model knows its weights")
+        """W^T error (N_i,)."""
 
 
 class _PlasticFloat(_Plastic):

@@ -22,6 +22,28 @@ from grasp_plugin.neurons.surrogate import Surrogate
 
 
 class _Plastic(AbstractProcess):
+    """What both share: the options, and the ports."""
+
+    def __init__(
+        self,
+        *,
+        plan: Rule | FixedPlan | None,
+        first_step: int = 0,
+        late: int = 0,
+        surrogate: Surrogate | None = None,
+        uses_active: bool = False,
+        weight_exp: int = 0,
+        scale: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            plan=plan, first_step=first_step, late=late, surrogate=surrogate,
+            uses_active=uses_active, weight_exp=weight_exp, scale=scale, **kwargs,
+        )  # fmt: skip
+        if plan is not None and not isinstance(plan, (Rule, FixedPlan)):
+            got = type(plan).__name__
+            raise Invalid(self.name, f"expected a Rule or FixedPlan, got {got}", "Pass one")
+
     def _ports(self, inputs: int, outputs: int, weights: Any) -> None:
         self.s_in = InPort(shape=(inputs,))
         self.a_out = OutPort(shape=(outputs,))
@@ -62,24 +84,11 @@ class PlasticDense(_Plastic):
         Invalid: weights that are no matrix, or no plan.
     """
 
-    def __init__(
-        self,
-        *,
-        weights: Any,
-        plan: Rule | FixedPlan | None,
-        first_step: int = 0,
-        late: int = 0,
-        surrogate: Surrogate | None = None,
-        uses_active: bool = False,
-        weight_exp: int = 0,
-        scale: float = 1.0,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            plan=plan, first_step=first_step, late=late, surrogate=surrogate,
-            uses_active=uses_active, weight_exp=weight_exp, scale=scale, **kwargs,
-        )  # fmt: skip
-        _check(self.name, plan, np.ndim(weights))
+    def __init__(self, *, weights: Any, plan: Rule | FixedPlan | None, **options: Any) -> None:
+        super().__init__(plan=plan, **options)
+        if np.ndim(weights) != 2:
+            got = f"got {np.ndim(weights)} axes"
+            raise Invalid(self.name, f"expected weights (N_o, N_i), {got}", "Check the weights")
         self._ports(np.shape(weights)[1], np.shape(weights)[0], weights)
 
 
@@ -94,19 +103,7 @@ class PlasticConv(_Plastic):
         Refused: groups or a per-synapse trace.
     """
 
-    def __init__(
-        self,
-        *,
-        conv: Conv,
-        plan: Rule | FixedPlan | None,
-        first_step: int = 0,
-        late: int = 0,
-        surrogate: Surrogate | None = None,
-        uses_active: bool = False,
-        weight_exp: int = 0,
-        scale: float = 1.0,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *, conv: Conv, plan: Rule | FixedPlan | None, **options: Any) -> None:
         if conv.groups != 1:
             raise Refused(
                 "PlasticConv", f"expected a convolution of one group, got {conv.groups}",
@@ -114,17 +111,5 @@ class PlasticConv(_Plastic):
             )  # fmt: skip
         if isinstance(plan, Rule) and not isinstance(plan, Convolved):
             plan = Convolved(plan, conv)
-        super().__init__(
-            conv=conv, plan=plan, first_step=first_step, late=late, surrogate=surrogate,
-            uses_active=uses_active, weight_exp=weight_exp, scale=scale, **kwargs,
-        )  # fmt: skip
+        super().__init__(conv=conv, plan=plan, **options)
         self._ports(conv.shape[1], conv.shape[0], conv.kernel)
-
-
-def _check(name: str, plan: Any, ndim: int) -> None:
-    if plan is not None and not isinstance(plan, (Rule, FixedPlan)):
-        raise Invalid(
-            name, f"expected a Rule, Plan or FixedPlan, got {type(plan).__name__}", "Pass one"
-        )
-    if ndim != 2:
-        raise Invalid(name, f"expected weights (N_o, N_i), got {ndim} axes", "Check the weights")

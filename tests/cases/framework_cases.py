@@ -1,4 +1,4 @@
-"""Framework models by name, for the parity and round-trip tests (loaded by path, not imported)."""
+"""Framework models by name, for the parity and round-trip tests."""
 
 from __future__ import annotations
 
