@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.nn import grad as convolution_grad
 
 from grasp_plugin.backends.torch import TorchNetwork, TorchSession
-from grasp_plugin.learning.chosen import Chosen
+from grasp_plugin.learning.chosen import Chosen, Sparse
 from grasp_plugin.learning.online import OnlineLearner
 from grasp_plugin.learning.rule import State, leaves, with_leaves
 from grasp_plugin.learning.spec import Learning, Seen, may_rest
@@ -96,7 +96,7 @@ class OnlineTorch:
         for name, delta in deltas.items():
             weight = self.plastic[name]
             part = delta["weight"]
-            if isinstance(part, Chosen) and weight.device.type == "cpu":
+            if isinstance(part, (Chosen, Sparse)) and weight.device.type == "cpu":
                 part.add_to(weight.detach().numpy().reshape(len(weight), -1))
             else:
                 weight.add_(part.dense().reshape(weight.shape))

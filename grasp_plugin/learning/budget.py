@@ -1,10 +1,16 @@
-"""How many synapses to write at a step: rules for k_t over separable scores r_oi = a_o q_i.
+"""How many synapses to write at a step: rules for k_t over the scores r of all synapses.
 
     Fixed(share)               k_t = share N_o N_i
     Marginal(share)            k_t = #{r > c}: writes whose predicted decrease is above their price;
                                log c moves so that the mean share of writes is `share`
     Coverage(tau)              the least k_t with  sum_{top k} r >= tau sum max(r, 0)
     Sharpness(share, ...)      k_t = share N_o N_i (s / mean s)^{+-1}, from a tenth to ten times it
+    Given(counts)              k_t from a list: a control for the ones above
+
+    Every(n)                   all with r > 0 at every n-th step, none in between
+    RandomSteps(share)         all with r > 0 at steps drawn at random (SLTT-K)
+    NonZero()                  all with r > 0
+    Everything()               all: the rule itself
 
 `direction` of `Sharpness`: "more" (sharper: more writes) or "fewer"; the abstract of GRASP does not
 say which. Each is a pair init / choose on an explicit state, as rules are.
@@ -20,37 +26,27 @@ from typing import Any
 import numpy as np
 
 from grasp_plugin.errors import Invalid
-from grasp_plugin.learning.selection import Picked, above, covering, top
+from grasp_plugin.learning.counter_random import uniform
+from grasp_plugin.learning.scores import Scores, Selection
 from grasp_plugin.network.weights import Array
 
-
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """What a budget sees of a step.
-
-    Args:
-        a, q: (N_o,), (N_i,): score of synapse (o, i) is a_o q_i.
-        sharpness: of the instantaneous loss, a number; None where no curvature is at hand.
-    """
-
-    a: Array
-    q: Array
-    sharpness: float | None = None
-
-    @property
-    def size(self) -> int:
-        return int(self.a.size * self.q.size)
+BudgetState = dict[str, Array]
 
 
 class Budget(ABC):
     """A rule for k_t."""
 
+    @property
+    def bends(self) -> bool:
+        """True if it needs the sharpness of the loss."""
+        return False
+
     @abstractmethod
-    def init(self) -> dict[str, Array]:
+    def init(self) -> BudgetState:
         """The state before step 0, arrays (1,)."""
 
     @abstractmethod
-    def choose(self, scores: Scores, state: dict[str, Array]) -> tuple[Picked, dict[str, Array]]:
+    def choose(self, scores: Scores, state: BudgetState) -> tuple[Selection, BudgetState]:
         """The synapses to write at this step, and the state after it."""
 
 
@@ -68,13 +64,13 @@ class Fixed(Budget):
     def __post_init__(self) -> None:
         _share("Fixed", self.share)
 
-    def init(self) -> dict[str, Array]:
+    def init(self) -> BudgetState:
         return {"owed": np.zeros(1)}
 
-    def choose(self, scores: Scores, state: dict[str, Array]) -> tuple[Picked, dict[str, Array]]:
+    def choose(self, scores: Scores, state: BudgetState) -> tuple[Selection, BudgetState]:
         owed = float(state["owed"][0]) + self.share * scores.size
         k = math.floor(owed + 1e-9)
-        return top(scores.a, scores.q, k), {"owed": np.full(1, owed - k)}
+        return scores.top(k), {"owed": np.full(1, owed - k)}
 
 
 @dataclass(frozen=True)
@@ -93,30 +89,22 @@ class Marginal(Budget):
     def __post_init__(self) -> None:
         _share("Marginal", self.share)
 
-    def init(self) -> dict[str, Array]:
+    def init(self) -> BudgetState:
         return {"log_price": np.full(1, -math.inf)}
 
-    def choose(self, scores: Scores, state: dict[str, Array]) -> tuple[Picked, dict[str, Array]]:
+    def choose(self, scores: Scores, state: BudgetState) -> tuple[Selection, BudgetState]:
         wanted = self.share * scores.size
         log_price = float(state["log_price"][0])
         if not math.isfinite(log_price):  # the first step with an error sets the scale
-            best = float(scores.a.max(initial=0.0) * scores.q.max(initial=0.0))
+            best = scores.least(scores.top(1))
             if best <= 0:
-                return top(scores.a, scores.q, 0), state
-            picked = top(scores.a, scores.q, round(wanted))
-            log_price = math.log(_least(scores, picked) or best)
+                return scores.top(0), state
+            picked = scores.top(round(wanted))
+            log_price = math.log(scores.least(picked) or best)
             return picked, {"log_price": np.full(1, log_price)}
-        picked = above(scores.a, scores.q, math.exp(log_price))
+        picked = scores.above(math.exp(log_price))
         new = log_price + self.gain * (picked.size / wanted - 1)
         return picked, {"log_price": np.full(1, new)}
-
-
-def _least(scores: Scores, picked: Picked) -> float:
-    """The smallest score that was picked."""
-    rows = np.flatnonzero(picked.counts)
-    if not rows.size:
-        return 0.0
-    return float((scores.a[rows] * scores.q[picked.order[picked.counts[rows] - 1]]).min())
 
 
 @dataclass(frozen=True)
@@ -128,11 +116,11 @@ class Coverage(Budget):
     def __post_init__(self) -> None:
         _share("Coverage", self.tau)
 
-    def init(self) -> dict[str, Array]:
+    def init(self) -> BudgetState:
         return {}
 
-    def choose(self, scores: Scores, state: dict[str, Array]) -> tuple[Picked, dict[str, Array]]:
-        return covering(scores.a, scores.q, self.tau), state
+    def choose(self, scores: Scores, state: BudgetState) -> tuple[Selection, BudgetState]:
+        return scores.covering(self.tau), state
 
 
 @dataclass(frozen=True)
@@ -143,33 +131,134 @@ class Sharpness(Budget):
         share: the mean share of writes aimed at.
         direction: "more": k_t ~ s / mean s;  "fewer": k_t ~ mean s / s.
         memory: of the running mean, per step.
+        follows: "sharpness", or "gradient": s = |g|, which needs no curvature. A synapse sees no
+            loss; |g| is what it has of it.
+
+    Raises:
+        Invalid: a share outside (0, 1], another direction, another thing to follow.
     """
 
     share: float
     direction: str = "more"
     memory: float = 0.99
+    follows: str = "sharpness"
 
     def __post_init__(self) -> None:
         _share("Sharpness", self.share)
-        if self.direction not in ("more", "fewer"):
-            raise Invalid(
-                "Sharpness", f"expected direction 'more' or 'fewer', got {self.direction!r}", "Pick"
-            )
+        for name, options in (
+            ("direction", ("more", "fewer")), ("follows", ("sharpness", "gradient")),
+        ):  # fmt: skip
+            if getattr(self, name) not in options:
+                raise Invalid(
+                    "Sharpness", f"expected {name} in {options}, got {getattr(self, name)!r}",
+                    "Pick one",
+                )  # fmt: skip
 
-    def init(self) -> dict[str, Array]:
+    @property
+    def bends(self) -> bool:
+        return self.follows == "sharpness"
+
+    def init(self) -> BudgetState:
         return {"mean": np.zeros(1), "weight": np.zeros(1)}
 
-    def choose(self, scores: Scores, state: dict[str, Array]) -> tuple[Picked, dict[str, Array]]:
-        if scores.sharpness is None:
+    def choose(self, scores: Scores, state: BudgetState) -> tuple[Selection, BudgetState]:
+        s = scores.sharpness if self.bends else scores.gradient
+        if s is None:
             raise Invalid(
                 "Sharpness", "expected a curvature for the sharpness, got none",
                 "Learn through OnlineLearner, or pass Factors(curvature=...)",
             )  # fmt: skip
-        s, m = scores.sharpness, self.memory
+        m = self.memory
         mean = m * float(state["mean"][0]) + (1 - m) * s
         weight = m * float(state["weight"][0]) + (1 - m)
         ratio = s * weight / mean if mean > 0 else 1.0
         factor = ratio if self.direction == "more" else 1 / max(ratio, 1e-12)
         k = self.share * scores.size * min(max(factor, 0.1), 10.0)
         new: dict[str, Any] = {"mean": np.full(1, mean), "weight": np.full(1, weight)}
-        return top(scores.a, scores.q, round(min(k, scores.size))), new
+        return scores.top(round(min(k, scores.size))), new
+
+
+@dataclass(frozen=True)
+class Given(Budget):
+    """k_t = counts[t], from the beginning again when they are used up.
+
+    The control of a dynamic budget: the counts that it chose, shuffled in time.
+    """
+
+    counts: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "counts", tuple(self.counts))
+        if not self.counts or min(self.counts) < 0:
+            raise Invalid("Given", f"expected counts >= 0, got {self.counts[:5]}", "Pass some")
+
+    def init(self) -> BudgetState:
+        return {"step": np.zeros(1, np.int64)}
+
+    def choose(self, scores: Scores, state: BudgetState) -> tuple[Selection, BudgetState]:
+        step = int(state["step"][0])
+        return scores.top(self.counts[step % len(self.counts)]), {"step": state["step"] + 1}
+
+
+@dataclass(frozen=True)
+class Every(Budget):
+    """All synapses with a gradient at steps n - 1, 2n - 1, ..., none in between."""
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise Invalid("Every", f"expected steps >= 1, got {self.steps}", "Pass steps >= 1")
+
+    def init(self) -> BudgetState:
+        return {"step": np.zeros(1, np.int64)}
+
+    def choose(self, scores: Scores, state: BudgetState) -> tuple[Selection, BudgetState]:
+        step = state["step"] + 1
+        due = int(step[0]) % self.steps == 0
+        return (scores.above(0.0) if due else scores.top(0)), {"step": step}
+
+
+@dataclass(frozen=True)
+class RandomSteps(Budget):
+    """All synapses with a gradient at steps that are drawn with probability `share`.
+
+    References:
+        SLTT-K, Meng et al., ICCV 2023: back-propagation at K random steps of a sequence. Here each
+        step is drawn by itself, so that a stream needs no known length.
+    """
+
+    share: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _share("RandomSteps", self.share)
+
+    def init(self) -> BudgetState:
+        return {"step": np.zeros(1, np.int64)}
+
+    def choose(self, scores: Scores, state: BudgetState) -> tuple[Selection, BudgetState]:
+        due = float(uniform(self.seed, state["step"], 1, np.zeros(1))[0]) < self.share
+        return (scores.above(0.0) if due else scores.top(0)), {"step": state["step"] + 1}
+
+
+@dataclass(frozen=True)
+class NonZero(Budget):
+    """All synapses with a score above 0: the dense rule without its idle writes."""
+
+    def init(self) -> BudgetState:
+        return {}
+
+    def choose(self, scores: Scores, state: BudgetState) -> tuple[Selection, BudgetState]:
+        return scores.above(0.0), state
+
+
+@dataclass(frozen=True)
+class Everything(Budget):
+    """All synapses at every step, those without a gradient too: the dense rule."""
+
+    def init(self) -> BudgetState:
+        return {}
+
+    def choose(self, scores: Scores, state: BudgetState) -> tuple[Selection, BudgetState]:
+        return scores.everything(), state

@@ -13,133 +13,164 @@ every score is separable, score_oi = a_o q_i, and nothing of size N_o N_i is for
     abs_gHg          |d_o h_o|                        p_i^2
     magnitude        d_o^2                            p_i^2     |g|, squared
     random           any of those with a gradient, k as `magnitude` would have it; control
+    error            |d_o|                            1         the row's error alone
 
     sharpness        s = rho |g| + rho^2 g^T H g / (2 |g|^2)
+
+Batches and per-synapse traces have the same scores as arrays: see `learning.worth`. There the
+gradient is formed in full, so that writes are saved and products are not.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 
-from grasp_plugin.errors import Invalid, Refused
-from grasp_plugin.learning.budget import Budget, Fixed, Scores
+from grasp_plugin.errors import Invalid
+from grasp_plugin.learning.budget import Budget, Fixed
 from grasp_plugin.learning.chosen import Chosen as Chosen
-from grasp_plugin.learning.rule import Array, Delta, Factors, Outer, State, Transform
-from grasp_plugin.learning.selection import Pairs, Picked, some
+from grasp_plugin.learning.curvature import KINDS, diagonal
+from grasp_plugin.learning.rule import Array, Delta, Factors, State, Transform
+from grasp_plugin.learning.scores import Block, Scores, Selection, Separable, spread
+from grasp_plugin.learning.worth import Bend, RankOne, Whole, gradient_of
 
-SCORES = ("pred_decrease", "abs_gHg", "magnitude", "random")
-GRAINS = ("weight", "row", "column")
+SCORES = ("pred_decrease", "abs_gHg", "magnitude", "random", "error")
+GRAINS = ("weight", "row", "column", "block")
+BENT = ("pred_decrease", "abs_gHg")  # scores that need a curvature
+COUNTS = ("issued", "dense", "dense_nz", "steps", "products", "overhead")
+SERIES = ("k", "sharpness", "gradient")
 
 
 @dataclass(frozen=True)
 class GRASP(Transform):
-    """Pass on the part of a delta that is worth its writes; batch 1.
+    """Pass on the part of a delta that is worth its writes.
 
     Args:
         budget: how many: one of `learning.budget`.
         score: which, as in the module's table.
-        granularity: "weight"; "row" (all synapses of a neuron, what Loihi can gate) or "column".
+        granularity: what is written together: "weight"; "row" (all synapses of a neuron, what Loihi
+            can gate), "column" (of an input) or "block"; scores are summed over it.
+        block: (rows, columns) of a "block".
+        curvature: "gn" (Gauss-Newton), "full" (with sigma''), "fd_smooth" (finite difference with a
+            smooth spike) or "diag" (of Gauss-Newton, by random signs); see `learning.curvature`.
         rho: radius of the sharpness.
-        seed: of the random score.
+        seed: of the random score and of the signs.
+        series: how many of the last steps to keep k, sharpness and |g| of, for a plot.
 
     State:
-        budget: the budget's; issued, dense, dense_nz, steps: counts so far, int64 (1,): synapses
-        written, N_o N_i, those with a gradient that is not zero, and steps.
+        budget: the budget's.
+        issued, dense, dense_nz, steps, products, overhead: counts so far, int64 (1,): synapses
+            written; N_o N_i; those with a gradient that is not zero; steps; products of an error
+            and a trace that were formed; multiplications and comparisons spent on choosing.
+        k, sharpness, gradient: (series,), entry t % series of step t; NaN: not known.
 
     Raises:
-        Invalid: an unknown score or granularity; a curvature is needed and the factors hold none
-            (as on Lava, where synapses see no curvature: "magnitude" and "random" need none).
-        Refused: a batch above 1, or a delta that is no outer product.
+        Invalid: an unknown option; a curvature is needed and the factors hold none.
+        Refused: a score with curvature for a sum over time; a delta already thinned out.
     """
 
     lasting: ClassVar[bool] = True
     budget: Budget = field(default_factory=lambda: Fixed(0.02))
     score: str = "pred_decrease"
     granularity: str = "weight"
+    block: Block = (1, 1)
+    curvature: str = "gn"
     rho: float = 0.05
     seed: int = 0
+    series: int = 0
 
     def __post_init__(self) -> None:
-        for name, options in (("score", SCORES), ("granularity", GRAINS)):
+        object.__setattr__(self, "block", tuple(self.block))
+        for name, options in (("score", SCORES), ("granularity", GRAINS), ("curvature", KINDS)):
             if getattr(self, name) not in options:
                 raise Invalid(
                     "GRASP", f"expected {name} in {options}, got {getattr(self, name)!r}", "Pick"
                 )
+        if len(self.block) != 2 or min(self.block) < 1:
+            raise Invalid("GRASP", f"expected block (rows, columns), got {self.block}", "Pass two")
+
+    @property
+    def bends(self) -> bool:
+        """True if it needs a curvature."""
+        return self.score in BENT or self.budget.bends
 
     def init(self, weight: Array, *, batch: int = 1) -> State:
-        if batch != 1:
-            raise Refused("GRASP", f"expected batch 1, got {batch}", "Learn sample by sample")
-        counts = {name: np.zeros(1, np.int64) for name in ("issued", "dense", "dense_nz", "steps")}
-        return {"budget": self.budget.init(), **counts}
+        counts = {name: np.zeros(1, np.int64) for name in COUNTS}
+        series = {name: np.full(self.series, np.nan) for name in SERIES} if self.series else {}
+        return {"budget": self.budget.init(), **counts, **series}
 
     def update(
         self, delta: Delta, state: State, weight: Array, **extras: Any
     ) -> tuple[Delta, State]:
-        part = delta["weight"]
-        if not isinstance(part, Outer) or part.left.shape[0] != 1:
-            raise Refused(
-                "GRASP", f"expected an outer product of one sample, got {type(part).__name__}",
-                "Put GRASP right behind a rule with a rank-1 trace, at batch 1",
-            )  # fmt: skip
-        d, p = _vector(part.left), _vector(part.right)
-        scale = float(np.asarray(part.scale).reshape(-1)[0])
-        scores = self._scores(d, p, -scale, extras["factors"], part.left)
-        picked, budget = self._choose(scores, state["budget"])
-        if self.score == "random":
-            alive = np.flatnonzero(d), np.flatnonzero(p)
-            seed = self.seed + 2**32 * int(state["steps"][0])
-            picked = some(*alive, picked.size, (d.size, p.size), seed)
+        gradient = gradient_of(delta["weight"])
+        bend = self._bend(extras["factors"], int(state["steps"][0]))
+        scores = self.scores(gradient, bend)
+        picked, budget = self.choose(scores, state)
+        spent = self._spent(scores, picked, extras["factors"])
         counts = {
-            "issued": picked.size,
-            "dense": d.size * p.size,
-            "dense_nz": int(np.count_nonzero(d)) * int(np.count_nonzero(p)),
-            "steps": 1,
-        }
+            "issued": picked.size, "dense": scores.size, "dense_nz": gradient.nonzero, "steps": 1,
+            "products": gradient.products(picked, self.bends), "overhead": spent,
+        }  # fmt: skip
         after = {name: state[name] + n for name, n in counts.items()}
-        out = Chosen(d, p, scale, picked, part.left)
-        return {**delta, "weight": out}, {"budget": budget, **after}
+        after |= self._noted(state, picked, scores)
+        return {**delta, "weight": gradient.take(picked)}, {"budget": budget, **after}
 
-    def _scores(self, d: Array, p: Array, eta: float, factors: Factors, like: Array) -> Scores:
-        q = p * p
-        if factors.curvature is None:
-            if self.score not in ("magnitude", "random"):
-                raise Invalid(
-                    "GRASP", f"expected Factors.curvature for score {self.score!r}, got none",
-                    "Learn through OnlineLearner, or use score='magnitude'",
-                )  # fmt: skip
-            return Scores(d * d, q)
-        norm = float(q.sum())
-        h = norm * _vector(factors.curvature(like))
-        a = {
-            "pred_decrease": eta * d * d - 0.5 * eta * eta * d * h,
-            "abs_gHg": np.abs(d * h),
-        }.get(self.score, d * d)
-        size = math.sqrt(float(d @ d) * norm)
-        bent = float(d @ h) * norm / (2 * size * size) if size else 0.0
-        return Scores(a, q, self.rho * size + self.rho**2 * bent)
+    def scores(self, gradient: RankOne | Whole, bend: Bend | None) -> Scores:
+        """The score of every synapse."""
+        scores = gradient.scores(self.score, self.rho, bend)
+        if self.score == "error":
+            if not isinstance(gradient, RankOne):
+                raise Invalid("GRASP", "expected batch 1 for score 'error'", "Use 'magnitude'")
+            a = np.abs(gradient.d) * (gradient.eta != 0)
+            return Separable(a, np.ones_like(gradient.p), scores.sharpness, scores.gradient)
+        return scores
 
-    def _choose(self, scores: Scores, state: State) -> tuple[Picked | Pairs, State]:
-        if self.granularity == "weight":
-            return self.budget.choose(scores, state)
-        one = np.ones(1)
-        if self.granularity == "row":
-            whole = Scores(scores.a * scores.q.sum(), one, scores.sharpness)
-        else:
-            whole = Scores(scores.q * max(float(scores.a.sum()), 0.0), one, scores.sharpness)
-        picked, state = self.budget.choose(whole, state)
-        lines = picked.counts > 0
-        order = np.arange(scores.q.size)
-        if self.granularity == "row":
-            return Picked(lines * scores.q.size, order), state
-        order = np.argsort(~lines, kind="stable")
-        return Picked(np.full(scores.a.size, int(lines.sum())), order), state
+    def choose(self, scores: Scores, state: Mapping[str, Any]) -> tuple[Selection, Any]:
+        """The synapses to write, and the budget's state after the step."""
+        block = self._block(scores.shape)
+        whole = scores if block == (1, 1) else scores.in_blocks(block)
+        picked, budget = self.budget.choose(whole, state["budget"])
+        if self.score == "random":
+            picked = whole.some(picked.size, self.seed + 2**32 * int(state["steps"][0]))
+        return spread(picked, block, scores.shape), budget
 
+    def _block(self, shape: tuple[int, int]) -> Block:
+        grains = {"weight": (1, 1), "row": (1, shape[1]), "column": (shape[0], 1)}
+        return grains.get(self.granularity, self.block)
 
-def _vector(value: Any) -> Array:
-    """The one row of an array or tensor (1, n) as NumPy float64 (n,)."""
-    row = value[0]
-    return np.ascontiguousarray(row if isinstance(row, np.ndarray) else row.cpu().numpy(), float)
+    def _bend(self, factors: Factors, step: int) -> Bend | None:
+        """u -> M u of the wanted kind; None if nothing asks for it."""
+        product = factors.curvature
+        if not (self.bends or (self.series and product is not None)):
+            return None
+        if product is None:
+            raise Invalid(
+                "GRASP", f"expected Factors.curvature for score {self.score!r}, got none",
+                "Learn through OnlineLearner, or use score='magnitude'",
+            )  # fmt: skip
+        if self.curvature == "diag":
+            return lambda u: diagonal(product, u, self.seed + 2**32 * step) * u
+        if self.curvature == "gn":
+            return product
+        return lambda u: product(u, self.curvature)
+
+    def _spent(self, scores: Scores, picked: Selection, factors: Factors) -> int:
+        """Multiplications and comparisons of a step's choice."""
+        bent = int(getattr(factors.curvature, "macs", 0)) if self.bends else 0
+        if isinstance(scores, Separable):
+            return picked.compared + scores.q.size + (3 if self.bends else 1) * scores.a.size + bent
+        return picked.compared + (3 if self.bends else 1) * scores.size + bent
+
+    def _noted(self, state: State, picked: Selection, scores: Scores) -> State:
+        if not self.series:
+            return {}
+        at = int(state["steps"][0]) % self.series
+        new = {"k": picked.size, "sharpness": scores.sharpness, "gradient": scores.gradient}
+        out = {}
+        for name, value in new.items():
+            out[name] = state[name].copy()
+            out[name][at] = np.nan if value is None else value
+        return out

@@ -12,7 +12,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from grasp_plugin.learning.chosen import Chosen
+from grasp_plugin.learning.chosen import Chosen, Sparse
 from grasp_plugin.learning.rule import Array, Delta, Outer, PerSynapse
 
 SPARSE_BELOW = 0.25  # share of non-zero inputs below which they are visited one by one
@@ -80,7 +80,7 @@ def add_delta(weights: Array, delta: Delta) -> bool:
         weights: [N_o, N_i], C or Fortran order; kernels [C_out, ...]; biases (N,).
     """
     part = delta["weight"]
-    if isinstance(part, Chosen):
+    if isinstance(part, (Chosen, Sparse)):
         matrix = weights if weights.ndim == 2 else weights.reshape(len(weights), -1)
         return part.add_to(matrix) > 0
     if isinstance(part, (Outer, PerSynapse)) and not part.left.any():

@@ -6,15 +6,19 @@ scheduler calls it, so nothing is computed before.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from grasp_plugin.errors import Refused
+from grasp_plugin.errors import Invalid, Refused
 from grasp_plugin.learning.curvature import (
     InstantaneousGraph,
     Operator,
+    Unit,
+    finite_difference,
     output_curvature,
+    plus,
     projection_curvature,
     readout_curvature,
 )
@@ -31,13 +35,35 @@ from grasp_plugin.network.network import Network
 
 
 @dataclass(frozen=True, eq=False)
+class Curvature:
+    """(u, kind="gn") -> M u of one population at one step.
+
+    Args:
+        make: kind -> the operator.
+        count: counts the multiplications of one Gauss-Newton product for one sample.
+    """
+
+    make: Callable[[str], Operator]
+    count: Callable[[], int]
+
+    @property
+    def macs(self) -> int:
+        """Multiplications of one Gauss-Newton product for one sample."""
+        return self.count()
+
+    def __call__(self, u: Array, kind: str = "gn") -> Array:
+        return self.make(kind)(u)
+
+
+@dataclass(frozen=True, eq=False)
 class StepCurvature:
-    """Gauss-Newton operators of one step.
+    """Curvature of one step.
 
     Args:
         network, learning: what learns.
         seen, target, mask, weights: as `OnlineLearner.step`.
         before, after: the signals' states around the step.
+        thirds: dL/dS by population (batch, N); "full" and "fd_smooth" only.
     """
 
     network: Network
@@ -48,13 +74,44 @@ class StepCurvature:
     weights: Mapping[str, Array]
     before: State
     after: State
+    thirds: Mapping[str, Array] | None = None
 
-    def of(self, population: str, plan: Rule, factors: Factors) -> Operator:
+    def of(self, population: str, plan: Rule, factors: Factors) -> Curvature:
         """M of a population, with the slope of the plan's own surrogate."""
-        return lambda u: self._operator(population, slope_of(plan, factors))(u)
+        return Curvature(
+            lambda kind: self._operator(population, self._own(plan, factors), kind),
+            lambda: self._macs(population),
+        )
 
-    def _operator(self, p: str, slope: Array) -> Operator:
-        signal = self.learning.signals[p]
+    def _own(self, plan: Rule, factors: Factors) -> Unit:
+        rule = plan.rule if isinstance(plan, Plan) else plan
+        if not isinstance(rule, ThreeFactor):
+            raise Refused(
+                "curvature", f"expected a three-factor rule, got {type(rule).__name__}",
+                "Use score='magnitude'",
+            )  # fmt: skip
+        active = 1.0 if factors.active is None else factors.active
+        return Unit(rule.surrogate, factors.membrane, active, factors.signal)
+
+    def _operator(self, p: str, unit: Unit, kind: str) -> Operator:
+        signal, full = self.learning.signals[p], kind == "full"
+        if kind == "fd_smooth":
+            return lambda u: finite_difference(lambda du: self._gradient(p, unit, du), u)
+        if kind not in ("gn", "full"):
+            raise Invalid("curvature", f"expected gn, full or fd_smooth, got {kind!r}", "Pick one")
+        if isinstance(signal, Backpropagation):
+            return self._graph(p, unit).of(p, full=full)
+        flat = self._gauss_newton(p, unit)
+        if not full:
+            return flat
+
+        def bent(u: Array) -> Array:
+            return unit.bend() * u
+
+        return bent if isinstance(signal, Projection) else plus(flat, bent)
+
+    def _gauss_newton(self, p: str, unit: Unit) -> Operator:
+        signal, slope = self.learning.signals[p], unit.slope()
         if isinstance(signal, RandomReadout):
             return readout_curvature(
                 signal, self.seen.output[p], slope, self.target, self.mask, self.before[p]
@@ -62,44 +119,57 @@ class StepCurvature:
         if isinstance(signal, Projection):
             product = projection_curvature(signal, slope, self.after[p])
             return lambda u: self.mask * product(u)
-        if isinstance(signal, OutputError):
-            event = teaching_event(
-                signal.seed, self.before[p]["step"], signal.probability, self.target
-            )
-            return output_curvature(signal, slope, event * self.mask)
-        return self._graph(p, slope).of(p)
+        assert isinstance(signal, OutputError)
+        event = teaching_event(signal.seed, self.before[p]["step"], signal.probability, self.target)
+        return output_curvature(signal, slope, event * self.mask)
 
-    def _graph(self, p: str, slope: Array) -> InstantaneousGraph:
-        slopes = {q: self._slope(q, s) for q, s in self.learning.signals.items() if q != p}
+    def _gradient(self, p: str, unit: Unit, du: Array) -> Array:
+        """dL/dU at U + du, with smooth spikes."""
+        signal = self.learning.signals[p]
+        if isinstance(signal, Backpropagation):
+            return self._graph(p, unit).gradient(p, du)
+        third = unit.third  # a projected label does not move with the spikes
+        output = self.seen.output[p] + unit.moved(du)
+        if isinstance(signal, RandomReadout):
+            third, _ = signal.update(output, self.target, self.before[p], mask=self.mask)
+        elif isinstance(signal, OutputError):
+            third, _ = signal.update(output, self.target, self.before[p])
+            third = third * self.mask
+        return third * unit.slope(du)
+
+    def _graph(self, p: str, unit: Unit) -> InstantaneousGraph:
+        units = {q: self._unit(q, s) for q, s in self.learning.signals.items()}
+        top = self.learning.readout
+        signal: Any = self.learning.signals[top]
+        return InstantaneousGraph(
+            signal, {**units, p: unit}, self._above(), top, self.seen.output[top], self.target,
+            self.mask,
+        )  # fmt: skip
+
+    def _above(self) -> dict[str, list[tuple[str, Array]]]:
         above: dict[str, list[tuple[str, Array]]] = {}
         for k in self.network.projections:
             if carries_error(k, self.learning):
                 above.setdefault(k.source, []).append((k.target, self.weights[k.name]))
-        top = self.learning.readout
-        signal: Any = self.learning.signals[top]
-        return InstantaneousGraph(
-            signal, {**slopes, p: slope}, above, top, self.seen.output[top], self.target, self.mask
-        )
+        return above
 
-    def _slope(self, p: str, signal: Any) -> Array:
-        margin = self.seen.margin[p]
-        if not self.network[p].spiking or not isinstance(signal, Backpropagation):
-            return margin * 0 + 1
-        slope = signal.surrogate.first(margin)
-        return slope * self.seen.active[p] if p in self.seen.active else slope
+    def _unit(self, p: str, signal: Any) -> Unit:
+        spiking = self.network[p].spiking and isinstance(signal, Backpropagation)
+        surrogate = signal.surrogate if spiking else None
+        third = None if self.thirds is None else self.thirds[p]
+        active = self.seen.active.get(p, 1.0) if spiking else 1.0
+        return Unit(surrogate, self.seen.margin[p], active, third)
 
-
-def slope_of(plan: Rule, factors: Factors) -> Array:
-    """dS/dmembrane (batch, N) as the plan's rule has it, 0 where refractory.
-
-    Raises:
-        Refused: a rule that has no slope of its own.
-    """
-    rule = plan.rule if isinstance(plan, Plan) else plan
-    if not isinstance(rule, ThreeFactor):
-        raise Refused(
-            "curvature", f"expected a three-factor rule, got {type(rule).__name__}",
-            "Use score='magnitude'",
-        )  # fmt: skip
-    post = rule.seen(factors).post
-    return post if factors.active is None else post * factors.active
+    def _macs(self, p: str) -> int:
+        signal, size = self.learning.signals[p], self.network[p].size
+        if isinstance(signal, (RandomReadout, Projection)):
+            return 2 * self.learning.classes * size
+        if isinstance(signal, OutputError):
+            return size
+        reached, total = [p], 0
+        for q in reached:  # grows while it is gone through
+            for target, weight in self._above().get(q, []):
+                total += 2 * math.prod(weight.shape)
+                if target not in reached:
+                    reached.append(target)
+        return total

@@ -161,7 +161,7 @@ class OnlineLearner:
         deltas: dict[str, Delta] = {}
         plans = dict(state["plans"])
         bent = StepCurvature(
-            self.network, self.learning, seen, target, mask, late, state["signals"], signals
+            self.network, self.learning, seen, target, mask, late, state["signals"], signals, thirds
         )
         for name, rule in self.rules.items():
             factors = self.factors(name, seen, thirds)

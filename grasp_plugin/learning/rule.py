@@ -43,8 +43,8 @@ class Factors:
         active: 0 where the neuron is refractory, else 1 (batch, N_o); None: all active.
         direct: dL/dmembrane that does not pass through the spike (batch, N_o), such as a penalty
             on the membrane.
-        curvature: u -> M u (batch, N_o), the loss's curvature in the membranes at this step, see
-            `learning.curvature`; only update schedulers ask for it.
+        curvature: (u, kind="gn") -> M u (batch, N_o), the loss's curvature in the membranes at this
+            step, see `learning.curvature`; only update schedulers ask for it.
     """
 
     pre: Array
@@ -54,7 +54,7 @@ class Factors:
     spikes: Array | None = None
     active: Array | None = None
     direct: Array | None = None
-    curvature: Callable[[Array], Array] | None = None
+    curvature: Callable[..., Array] | None = None
 
     def need(self, name: str, by: str) -> Array:
         """The factor of that name.

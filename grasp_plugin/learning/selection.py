@@ -14,6 +14,7 @@ row how many of the columns in `order` are written: `Picked`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,15 +34,24 @@ class Picked:
     Args:
         counts: (N_o,), how many columns of each row.
         order: (N_i,), columns by falling q, ties by index.
+        compared: comparisons that the selection took, sorting included.
     """
 
     counts: Array
     order: Array
+    compared: int = 0
 
     @property
     def size(self) -> int:
         """How many pairs."""
         return int(self.counts.sum())
+
+    def pairs(self) -> Pairs:
+        """The same pairs one by one, by row."""
+        rows = np.repeat(np.arange(self.counts.size), self.counts)
+        first = np.cumsum(self.counts) - self.counts
+        columns = self.order[np.arange(rows.size) - np.repeat(first, self.counts)]
+        return Pairs(rows, columns, (self.counts.size, self.order.size), self.compared)
 
     def mask(self) -> Array:
         """As booleans [N_o, N_i], for tests and small layers."""
@@ -58,11 +68,16 @@ class Pairs:
     rows: Array
     columns: Array
     shape: tuple[int, int]
+    compared: int = 0
 
     @property
     def size(self) -> int:
         """How many pairs."""
         return int(self.rows.size)
+
+    def pairs(self) -> Pairs:
+        """Itself."""
+        return self
 
     def mask(self) -> Array:
         """As booleans [N_o, N_i], for tests and small layers."""
@@ -92,15 +107,16 @@ def _staircase(a, q, tau, counts):
 
 @jit
 def _largest_tau(a, q, k, counts):
-    """The least float tau >= 0 with count(tau) <= k, by bisection on its bits."""
-    low, high = np.int64(0), np.float64(a[0] * q[0]).view(np.int64)
+    """(the least float tau >= 0 with count(tau) <= k, by bisection on its bits; walks taken)."""
+    low, high, walks = np.int64(0), np.float64(a[0] * q[0]).view(np.int64), 0
     while low < high:
+        walks += 1
         middle = low + (high - low) // 2
         if _staircase(a, q, np.int64(middle).view(np.float64), counts) <= k:
             high = middle
         else:
             low = middle + 1
-    return np.int64(low).view(np.float64)
+    return np.int64(low).view(np.float64), walks
 
 
 @jit
@@ -114,16 +130,17 @@ def _covered(a, q_sums, counts):
 
 @jit
 def _covering_tau(a, q, q_sums, wanted, counts):
-    """The largest float tau >= 0 at which the pairs above it hold at least `wanted`."""
-    low, high = np.int64(0), np.float64(a[0] * q[0]).view(np.int64)
+    """(the largest float tau >= 0 at which the pairs above it hold at least `wanted`; walks)."""
+    low, high, walks = np.int64(0), np.float64(a[0] * q[0]).view(np.int64), 0
     while low < high:
+        walks += 1
         middle = low + (high - low + 1) // 2
         _staircase(a, q, np.int64(middle).view(np.float64), counts)
         if _covered(a, q_sums, counts) >= wanted:
             low = middle
         else:
             high = middle - 1
-    return np.int64(low).view(np.float64)
+    return np.int64(low).view(np.float64), walks
 
 
 @jit
@@ -161,7 +178,7 @@ def above(a: Array, q: Array, tau: float) -> Picked:
     rows, columns = _sorted(a, q)
     counts = np.empty(a.size, np.int64)
     _staircase(a[rows], q[columns], float(tau), counts)
-    return Picked(_unsorted(counts, rows), columns)
+    return Picked(_unsorted(counts, rows), columns, _compared(a, q, 1))
 
 
 def top(a: Array, q: Array, k: int) -> Picked:
@@ -174,14 +191,15 @@ def top(a: Array, q: Array, k: int) -> Picked:
     if k < 0:
         raise Invalid("selection", f"expected k >= 0, got {k}", "Pass a number of writes")
     rows, columns = _sorted(a, q)
-    counts = np.zeros(a.size, np.int64)
+    counts, walks = np.zeros(a.size, np.int64), 0
     sorted_a, sorted_q = a[rows], q[columns]
     if k and a.size and q.size and sorted_a[0] * sorted_q[0] > 0:
-        tau: Any = _largest_tau(sorted_a, sorted_q, k, counts)
+        found: Any = _largest_tau(sorted_a, sorted_q, k, counts)
+        tau, walks = found
         taken = int(_staircase(sorted_a, sorted_q, tau, counts))
         if tau > 0:
             _fill(sorted_a, sorted_q, tau, k - taken, counts)
-    return Picked(_unsorted(counts, rows), columns)
+    return Picked(_unsorted(counts, rows), columns, _compared(a, q, walks + 1))
 
 
 def covering(a: Array, q: Array, share: float) -> Picked:
@@ -196,15 +214,22 @@ def covering(a: Array, q: Array, share: float) -> Picked:
     if not 0 < share <= 1:
         raise Invalid("selection", f"expected a share in (0, 1], got {share}", "Pass a share")
     rows, columns = _sorted(a, q)
-    counts = np.zeros(a.size, np.int64)
+    counts, walks = np.zeros(a.size, np.int64), 0
     sorted_a, sorted_q = a[rows], q[columns]
     if a.size and q.size and sorted_a[0] * sorted_q[0] > 0:
         sums = np.concatenate([[0.0], np.cumsum(sorted_q)])
         _staircase(sorted_a, sorted_q, 0.0, counts)
         wanted = share * _covered(sorted_a, sums, counts)
-        tau: Any = _covering_tau(sorted_a, sorted_q, sums, wanted, counts)
+        found: Any = _covering_tau(sorted_a, sorted_q, sums, wanted, counts)
+        tau, walks = found
         _staircase(sorted_a, sorted_q, tau, counts)
-    return Picked(_unsorted(counts, rows), columns)
+    return Picked(_unsorted(counts, rows), columns, _compared(a, q, walks + 2))
+
+
+def _compared(a: Array, q: Array, walks: int) -> int:
+    """Comparisons: a walk passes every row and column once; a sort of n takes n log2 n."""
+    sorts = sum(v.size * math.log2(max(v.size, 2)) for v in (a, q))
+    return walks * (a.size + q.size) + math.ceil(sorts)
 
 
 def _unsorted(counts: Array, rows: Array) -> Array:

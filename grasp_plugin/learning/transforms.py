@@ -14,7 +14,7 @@ from typing import Any
 from array_api_compat import array_namespace
 
 from grasp_plugin.errors import Invalid
-from grasp_plugin.learning.chosen import Chosen
+from grasp_plugin.learning.chosen import from_state
 from grasp_plugin.learning.rule import (
     Array,
     Delta,
@@ -161,7 +161,7 @@ def _from_state(value: Any) -> Any:
     if "value" in value:
         return Full(value["value"])
     if "counts" in value or "rows" in value:
-        return Chosen.from_state(value)
+        return from_state(value)
     if "right" in value:
         return Outer(value["left"], value["right"], 1.0)
     return PerSynapse(value["left"], value["eligibility"], 1.0)

@@ -13,6 +13,7 @@ from torch.func import jvp
 from grasp_plugin.learning.curvature import (
     InstantaneousGraph,
     Operator,
+    Unit,
     hessian_vector,
     output_curvature,
     plus,
@@ -205,12 +206,12 @@ def test_ottt_gauss_newton_is_j_lambda_j(skip: bool) -> None:
 
     u1 = p @ w.T + r
     u2 = smooth(u1) @ w2.T
-    slope = {"1": surrogate.first(u1), "2": surrogate.first(u2), "out": torch.ones(6, CLASSES)}
+    y, mask = logits(w), torch.ones(6, 1, dtype=F64)
+    units = {"1": Unit(surrogate, u1), "2": Unit(surrogate, u2), "out": Unit(None, y)}
     above = {"1": [("2", w2)], "2": [("out", w3)]}
     if skip:
         above["1"].append(("out", extra))
-    y, mask = logits(w), torch.ones(6, 1, dtype=F64)
-    graph = InstantaneousGraph(signal, slope, above, "out", y, target, mask)
+    graph = InstantaneousGraph(signal, units, above, "out", y, target, mask)
     found = hessian_vector(graph.of("1"), p, v)
     _, tangent = jvp(logits, (w,), (v,))
     bent = signal.loss.curvature(y, target, tangent, mask)
