@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
 import numpy as np
 
 from grasp_plugin.accuracy import Curve
-from grasp_plugin.errors import Refused
+from grasp_plugin.errors import Invalid, Refused
+from grasp_plugin.learning.meter import Series
+from grasp_plugin.learning.updates import Reading, Updates
 from grasp_plugin.network.network import Network
 from grasp_plugin.verify import Verification
 
@@ -162,3 +164,127 @@ def learning_figure(
     above_chance = (1.0, 0.16)
     axis.legend(loc="lower right", bbox_to_anchor=above_chance, fontsize="small", framealpha=0.9)
     drawn.savefig(path, dpi=150)
+
+
+def schedule_figure(
+    runs: Mapping[str, Series],
+    path: str,
+    *,
+    loss: Mapping[str, Any] | None = None,
+    synapses: int | None = None,
+    title: str = "",
+) -> None:
+    """Writes a step, sharpness and loss over the last steps of one plan or several, saved as PNG.
+
+    The sharpness is drawn on a logarithmic axis, unless it is negative somewhere, and |gradient| in
+    its place where it is not known.
+
+    Args:
+        runs: by label, from `UpdateMeter.series`.
+        loss: by label, the loss of each step up to the last, (time,), such as that of
+            `LearningRecord.logits`; entries before the first step shown are left out.
+        synapses: N_o N_i, for the share of writes on the right.
+
+    Raises:
+        Invalid: a loss of fewer steps than the series, or of an unknown run.
+        Refused: matplotlib is not installed.
+    """
+    losses = {label: _last(runs, label, given) for label, given in (loss or {}).items()}
+    known = any(np.isfinite(run.sharpness).any() for run in runs.values())
+    name, key = ("sharpness", "sharpness") if known else ("|gradient|", "gradient")
+    rows = [
+        (r"writes a step, $k_t$", {label: run.k for label, run in runs.items()}),
+        (name, {label: getattr(run, key) for label, run in runs.items()}),
+        ("loss", losses),
+    ][: 3 if losses else 2]
+    drawn, axes = figure(len(rows), 1, width=7.0, height=1.9)
+    for axis, (name, lines) in zip(axes[:, 0], rows, strict=True):
+        for label, (colour, _, line) in zip(runs, cycle(STYLES), strict=False):
+            if label in lines:
+                axis.plot(
+                    runs[label].step, lines[label], line, color=colour, linewidth=1.2, label=label
+                )
+        axis.set_ylabel(name)
+        axis.grid(alpha=0.25)
+        axis.sharex(axes[0, 0])
+        axis.label_outer()
+    if not any(np.any(line < 0) for line in rows[1][1].values()):
+        axes[1, 0].set_yscale("log", nonpositive="mask")
+    axes[0, 0].set_ylim(bottom=0)
+    if synapses:
+        right = axes[0, 0].secondary_yaxis(
+            "right", functions=(lambda k: 100 * k / synapses, lambda s: s * synapses / 100)
+        )
+        right.set_ylabel("of all (%)")
+    axes[-1, 0].set_xlabel("step of learning")
+    axes[0, 0].set_title(title, fontsize="medium")
+    if len(runs) > 1:
+        drawn.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right",
+                     ncols=min(len(runs), 4), fontsize="small")  # fmt: skip
+    drawn.savefig(path, dpi=150)
+
+
+def _last(runs: Mapping[str, Series], label: str, given: Any) -> Any:
+    """The entries of a loss that belong to a run's steps."""
+    if label not in runs:
+        raise Invalid(
+            "schedule_figure", f"expected a loss of {', '.join(runs)}, got one of {label!r}",
+            "Label both alike",
+        )  # fmt: skip
+    size, values = len(runs[label].step), np.asarray(given, float).reshape(-1)
+    if len(values) < size:
+        raise Invalid(
+            "schedule_figure", f"expected a loss of {size} steps for {label!r}, got {len(values)}",
+            "Pass the loss of each step, or keep a shorter series",
+        )  # fmt: skip
+    return values[len(values) - size :]
+
+
+def writes_figure(readings: Mapping[str, Reading], path: str, *, title: str = "") -> None:
+    """Writes of one run or several against the dense rule's, by plan and in total, saved as PNG.
+
+    A marker for each run's writes, with their share of the dense rule's; a line at what the dense
+    rule writes, a dotted one at the same without idle writes. Plans that are not counted are left
+    out.
+
+    Args:
+        readings: by label, from `UpdateMeter`.
+
+    Raises:
+        Refused: matplotlib is not installed.
+    """
+    names = list(dict.fromkeys(n for r in readings.values() for n, u in r.plans.items() if u))
+    names.append("total")
+    drawn, axes = figure(1, 1, width=7.0, height=1.2 + 0.16 * len(names) * (1 + len(readings)))
+    axis, width = axes[0, 0], 0.8 / len(readings)
+    for i, (reading, style) in enumerate(zip(readings.values(), cycle(STYLES), strict=False)):
+        for row, name in enumerate(names):
+            update = reading.total if name == "total" else reading.plans.get(name)
+            if update is not None:
+                _writes(axis, update, row - 0.4 + i * width, width, style)
+    for label, (colour, marker, _) in zip(readings, cycle(STYLES), strict=False):
+        axis.plot([], [], marker, color=colour, label=label)
+    axis.plot([], [], "-", color="#444444", label="dense rule")
+    axis.plot([], [], ":", color="#444444", label="dense, no idle writes")
+    axis.set_xscale("log")
+    axis.set_yticks(range(len(names)), names)
+    axis.invert_yaxis()
+    axis.grid(alpha=0.25, axis="x")
+    axis.set_xlabel("synapses written")
+    axis.set_title(title, fontsize="medium")
+    drawn.legend(loc="outside lower center", ncols=3, fontsize="small")
+    drawn.savefig(path, dpi=150)
+
+
+def _writes(
+    axis: Any, update: Updates, low: float, width: float, style: tuple[str, str, str]
+) -> None:
+    """One marker, its share, and the two lines, between low and low + width."""
+    middle = low + width / 2
+    axis.plot(update.issued, middle, style[1], color=style[0], markersize=5)
+    axis.annotate(
+        f"{100 * update.share:.3g} %", (update.issued, middle), (6, 0),
+        textcoords="offset points", va="center", fontsize="x-small",
+    )  # fmt: skip
+    for writes, line in ((update.dense, "-"), (update.dense_nz, ":")):
+        axis.vlines(writes, low, low + width, "#444444", line, linewidth=1.4)

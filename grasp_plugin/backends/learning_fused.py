@@ -13,12 +13,12 @@ import numpy as np
 from grasp_plugin.backends.fused import FusedSession
 from grasp_plugin.backends.learning_steps import FixedSteps, FloatSteps
 from grasp_plugin.backends.live_weights import LiveWeights
-from grasp_plugin.learning.rule import leaves, with_leaves
+from grasp_plugin.learning.rule import State, leaves, with_leaves
 from grasp_plugin.learning.spec import Learning, Seen, may_rest
 from grasp_plugin.network.network import Network
 from grasp_plugin.network.packed import PackedState, advance, pack
 from grasp_plugin.network.weights import Array
-from grasp_plugin.runtime.learning import LearningSession
+from grasp_plugin.runtime.learning import LearningSession, lasting_of, placed, with_states
 from grasp_plugin.runtime.session import (
     Floats,
     Recording,
@@ -146,3 +146,19 @@ class FusedLearning(LearningSession):
         if isinstance(self._steps, FixedSteps):
             for name, synapses in self._steps.synapses.items():
                 synapses.draws = int(arrays[f"draws/{name}"][0])
+
+    def _lasting(self) -> dict[str, State]:
+        plans, steps = self.learning.plans.items(), self._steps
+        if isinstance(steps, FixedSteps):
+            held = {n: placed(p, steps.synapses[n].transforms) for n, p in plans}
+        else:
+            held = {n: lasting_of(p, steps.plans[n]) for n, p in plans}
+        return {name: state for name, state in held.items() if state}
+
+    def _set_lasting(self, states: dict[str, State]) -> None:
+        for name, state in states.items():
+            if isinstance(self._steps, FixedSteps):
+                self._steps.synapses[name].transforms = next(iter(state.values()))
+            else:
+                plans = self._steps.plans
+                self._steps.plans = {**plans, name: with_states(plans[name], state)}

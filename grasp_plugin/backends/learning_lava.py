@@ -9,14 +9,15 @@ import numpy as np
 from grasp_plugin.backends.lava import LavaSession, connected_parts, model_class
 from grasp_plugin.backends.plastic_layout import PlasticLayout
 from grasp_plugin.errors import Refused
-from grasp_plugin.learning.rule import Plan, leaves, with_leaves
+from grasp_plugin.learning.rule import Plan, State, leaves, with_leaves
+from grasp_plugin.learning.shared_budget import with_price
 from grasp_plugin.learning.signals import RandomReadout
 from grasp_plugin.learning.spec import Learning
 from grasp_plugin.learning.transforms import Accumulate
 from grasp_plugin.network.network import Network
 from grasp_plugin.network.weights import Array
 from grasp_plugin.runtime.lava_import import forget_processes, kept_logging, require_lava
-from grasp_plugin.runtime.learning import LearningSession
+from grasp_plugin.runtime.learning import LearningSession, lasting_of, placed, with_states
 from grasp_plugin.runtime.session import (
     Floats,
     Recording,
@@ -58,15 +59,14 @@ class LavaLearning(LearningSession):
         self._require_whole_sequence(steps)
         if self._graph.steps != steps:
             kept = self.weights(), self._memory(), self.clipped()
-            states = {name: model.state for name, model in self._graph.plastic.items()}
+            lasting = self.transforms()
             self._graph.stop()
             self._graph = self._compiled(steps)
             self._set_weights(kept[0])
             self._set_memory(kept[1])
             for name, model in self._synapses().items():
                 model.learning().clipped = kept[2][name]
-            for name, model in self._graph.plastic.items():
-                model.state = states[name]  # `rest` keeps what lasts of it
+            self._set_lasting(lasting)
         logits = np.empty(target.shape)
         sums = dict.fromkeys((p.name for p in self.network.populations), 0.0)
         for b in tqdm(range(batch), disable=not progress, desc="learn", leave=False):
@@ -137,6 +137,28 @@ class LavaLearning(LearningSession):
         for name, model in self._synapses().items():
             model.learning().draws = int(arrays[f"draws/{name}"][0])
 
+    def _lasting(self) -> dict[str, State]:
+        synapses = self._synapses()
+        held = {
+            name: placed(plan, synapses[name].learning().transforms)
+            if name in synapses
+            else lasting_of(plan, self._plan_state(name))
+            for name, plan in self.learning.plans.items()
+        }
+        return {name: state for name, state in held.items() if state}
+
+    def _set_lasting(self, states: dict[str, State]) -> None:
+        synapses = self._synapses()
+        for name, state in states.items():
+            if name in synapses:
+                synapses[name].learning().transforms = next(iter(state.values()))
+            else:  # `rest` keeps what lasts of it
+                self._graph.plastic[name].state = with_states(self._plan_state(name), state)
+
+    def _plan_state(self, name: str) -> State:
+        """The state of a float plan; that of before step 0, if it has none yet."""
+        return self._graph.plastic[name].plan_state()  # type: ignore[no-any-return]
+
     def close(self) -> None:
         if not self._closed:
             self._graph.stop()
@@ -202,6 +224,7 @@ class _LearningGraph:
             self._models |= {id(p): runtime.model_of(p) for p in part}
         self.plastic = {n: self._models[id(p)] for n, p in self.layout.plastic.items()}
         self.signals = {n: self._models[id(p)] for n, p in self.layout.signals.items()}
+        self.scheduler = self._models.get(id(self.layout.scheduler))
         self._rest = self._take()
 
     def _stateful(self) -> list[tuple[Any, str]]:
@@ -225,7 +248,7 @@ class _LearningGraph:
 
         for (model, name), value in zip(self._stateful(), self._rest, strict=True):
             setattr(model, name, value.copy())
-        for model in (*self.plastic.values(), *self.signals.values()):
+        for model in (*self.plastic.values(), *self.signals.values(), *self._priced()):
             model.rest()
             model.window = self.steps
         for name, source in self._sources.items():
@@ -236,6 +259,7 @@ class _LearningGraph:
             _fill(self._models[id(source)].data, taught, self.layout.arrival[name])
         for process in self._first:
             process.run(RunSteps(num_steps=self.length))
+        self._keep_price()
         out = {n: self._recorded(sink, n) for n, sink in self._sinks.items()}
         for p in self.network.populations:
             if not p.spiking:
@@ -243,6 +267,23 @@ class _LearningGraph:
         if self._logits is not None:
             return self._recorded(self._logits, self.learning.readout), out
         return out[self.learning.readout], out
+
+    def _priced(self) -> list[Any]:
+        """The scheduler's model, with the price that its holders kept from the last sequence."""
+        price = self.layout.learner.price
+        if price is None:
+            return []
+        states = {h.plan: self.plastic[h.plan].plan_state() for h in price.holders}
+        self.scheduler.log_price = price.price(states)  # type: ignore[union-attr]
+        return [self.scheduler]
+
+    def _keep_price(self) -> None:
+        """The price after the last report of a sequence, for the holders to keep."""
+        price = self.layout.learner.price
+        if price is not None:
+            for h in price.holders:
+                model = self.plastic[h.plan]
+                model.state = with_price(model.plan_state(), h.at, self.scheduler.log_price)  # type: ignore[union-attr]
 
     def _recorded(self, sink: Any, population: str) -> Floats:
         """(time, ...) of the network's steps of a population."""

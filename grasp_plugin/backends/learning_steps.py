@@ -7,6 +7,7 @@ integers. Signals are floats in both.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from grasp_plugin.learning.convolved import conv_back, patches
 from grasp_plugin.learning.fixed import FixedSynapses
 from grasp_plugin.learning.fixed_plan import fixed_plans
 from grasp_plugin.learning.kernels import add_delta
+from grasp_plugin.learning.network_curvature import StepCurvature
 from grasp_plugin.learning.online import OnlineLearner
 from grasp_plugin.learning.rule import Delta, State
 from grasp_plugin.learning.spec import Learning, Seen
@@ -47,6 +49,15 @@ class FloatSteps:
     def signals(self, value: State) -> None:
         self._state = {**self._state, "signals": value}
 
+    @property
+    def plans(self) -> State:
+        """States of the plans, by plan."""
+        return self._state["plans"]  # type: ignore[no-any-return]
+
+    @plans.setter
+    def plans(self, value: State) -> None:
+        self._state = {**self._state, "plans": value}
+
     def rest(self) -> None:
         """Before a new sequence."""
         self._state = self.learner.rest(self._state, self._plastic, 1)
@@ -59,10 +70,11 @@ class FloatSteps:
             self._add(name, delta)
 
     def flush(self) -> None:
-        """At the end of a sequence: the updates that come late."""
+        """At the end of a sequence: the updates, and reports to a price, that come late."""
         for name, held in self.learner.pending(self._state).items():
             for delta in held:
                 self._add(name, delta)
+        self._state = self.learner.ended(self._state)
 
     def _add(self, name: str, delta: Delta) -> None:
         if add_delta(self._plastic[name], delta):
@@ -90,6 +102,10 @@ class FixedSteps:
             name: FixedSynapses(plan, _matrix(live.arrays[name]), self._conv(name))
             for name, plan in plans.items()
         }
+        self._bent = [  # the plans that ask for the curvature, or note the sharpness
+            name for name, plan in plans.items()
+            if plan.grasp is not None and (plan.grasp.bends or plan.grasp.series)
+        ]  # fmt: skip
         self._back = _Back()
         self.signals: State = self.learner.initial_signals(np.zeros(1))
 
@@ -101,10 +117,30 @@ class FixedSteps:
     def step(self, seen: Seen, target: Array, mask: Array, t: int) -> None:
         """Learn from step t."""
         weights = {**self._live.arrays, **{n: s.fresh for n, s in self.synapses.items()}}
-        thirds, self.signals = self.learner.third_factors(seen, target, mask, self.signals, weights)
+        before, learner = self.signals, self.learner
+        thirds, self.signals = learner.third_factors(seen, target, mask, before, weights)
+        factors = {name: learner.factors(name, seen, thirds) for name in self.synapses}
+        if self._bent:
+            bent = StepCurvature(
+                learner.network, learner.learning, seen, target, mask, self._in_float(weights),
+                before, self.signals, thirds,
+            )  # fmt: skip
+            for name in self._bent:
+                plan = learner.learning.plans[name]
+                curvature = bent.of(learner.target_of(name), plan, factors[name])
+                factors[name] = replace(factors[name], curvature=curvature)
         for name, synapses in self.synapses.items():
-            if synapses.step(self.learner.factors(name, seen, thirds)):
+            if synapses.step(factors[name]):
                 self._live.written(name)
+
+    def _in_float(self, weights: Mapping[str, Array]) -> dict[str, Array]:
+        """Copies of the weights that carry an error down, as they are at this step, in float."""
+        return {name: weights[name] * self._unit(name) for name in self.learner.carriers}
+
+    def _unit(self, name: str) -> float:
+        """Float per weight unit."""
+        k = self.learner.projections[name]
+        return 2.0**k.weight_exp / float(self.learner.network[k.target].scale or 1.0)
 
     def flush(self) -> None:
         """At the end of a sequence: the writes that come late."""
@@ -118,9 +154,8 @@ class FixedSteps:
         return k.weight if k is not None and isinstance(k.weight, Conv) else None
 
     def _below(self, name: str, weight: Array, error: Array) -> Any:
-        k = self.learner.projections[name]
-        unit = 2.0**k.weight_exp / float(self.learner.network[k.target].scale or 1.0)
-        return self._back(name, k.weight, weight, error) * unit
+        shape = self.learner.projections[name].weight
+        return self._back(name, shape, weight, error) * self._unit(name)
 
 
 class _Back:

@@ -19,7 +19,7 @@ from grasp_plugin.learning.spec import Learning, Seen, may_rest
 from grasp_plugin.network.network import Network
 from grasp_plugin.network.weights import Array, Conv
 from grasp_plugin.neurons import lif
-from grasp_plugin.runtime.learning import LearningSession
+from grasp_plugin.runtime.learning import LearningSession, lasting_of, with_states
 from grasp_plugin.runtime.session import Floats, Recording, Spikes
 
 Apply = Callable[[dict[str, Any]], None]
@@ -90,6 +90,7 @@ class OnlineTorch:
         for name, held in self.learner.pending(self.state).items():
             for delta in held:
                 apply({name: delta})
+        self.state = self.learner.ended(self.state)
 
     def add(self, deltas: dict[str, Any]) -> None:
         """weight += delta, in place."""
@@ -210,3 +211,26 @@ class TorchLearning(LearningSession):
     def _set_memory(self, arrays: dict[str, Array]) -> None:
         given = {n: torch.as_tensor(a, device=self._device) for n, a in arrays.items()}
         self.online.state["signals"] = with_leaves(self.online.state["signals"], given)
+
+    def _lasting(self) -> dict[str, State]:
+        plans = self.online.state["plans"]
+        held = {n: lasting_of(p, plans[n]) for n, p in self.learning.plans.items()}
+        return {name: _in_numpy(state) for name, state in held.items() if state}
+
+    def _set_lasting(self, states: dict[str, State]) -> None:
+        plans = self.online.state["plans"]
+        for name, state in states.items():
+            old = dict(leaves(lasting_of(self.learning.plans[name], plans[name])))
+            given = {n: _as(a, old[n]) for n, a in leaves(state)}
+            plans[name] = with_states(plans[name], with_leaves(state, given))
+
+
+def _in_numpy(state: State) -> State:
+    """A nested dict of tensors or NumPy arrays, in NumPy."""
+    arrays = {n: v.cpu().numpy() if isinstance(v, Tensor) else v for n, v in leaves(state)}
+    return with_leaves(state, arrays)
+
+
+def _as(array: Array, like: Any) -> Any:
+    """An array in like's kind, dtype and device."""
+    return torch.tensor(array).to(like) if isinstance(like, Tensor) else array

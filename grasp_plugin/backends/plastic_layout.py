@@ -17,10 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from grasp_plugin.backends.plastic_curvature import bending, bending_rules
 from grasp_plugin.errors import Refused
 from grasp_plugin.learning.convolved import Convolved, SharedBias
 from grasp_plugin.learning.fixed_plan import fixed_plans
+from grasp_plugin.learning.network_curvature import products
 from grasp_plugin.learning.online import OnlineLearner
+from grasp_plugin.learning.price_post import Place, place_of
 from grasp_plugin.learning.recipes import late_steps
 from grasp_plugin.learning.rule import Plan, Rule
 from grasp_plugin.learning.signals import Backpropagation, Projection
@@ -56,6 +59,7 @@ class PlasticLayout:
         self.learner = OnlineLearner(network, learning)
         self.arrival = arrival_steps(network)
         self.late = self._lateness()
+        self.bends = bending_rules(self.learner)
         self.fixed = network.precision == "loihi"
         self._integers = fixed_plans(network, learning, **options) if self.fixed else {}
         own = frozenset(learning.signals)
@@ -78,15 +82,18 @@ class PlasticLayout:
             else:
                 add_bias(network, b, self.arrival[b.target], self.base)
         self._add_signals()
+        self.scheduler = self._scheduler()
 
     def processes(self) -> list[Any]:
-        return [*self.base.processes(), *self.plastic.values(), *self.signals.values()]
+        own = [*self.plastic.values(), *self.signals.values()]
+        return [*self.base.processes(), *own, *([self.scheduler] if self.scheduler else [])]
 
     def _lateness(self) -> dict[str, int]:
-        """By population, how late its signal comes."""
-        if any(isinstance(s, Backpropagation) for s in self.learning.signals.values()):
-            return late_steps(self.network, self.learning.readout)
-        return {p.name: 0 for p in self.network.populations}
+        """By population, how late its signal comes: only an error that goes down takes steps."""
+        signals = self.learning.signals
+        below = [p for p, s in signals.items() if isinstance(s, Backpropagation)]
+        late = late_steps(self.network, self.learning.readout) if below else {}
+        return {p.name: late[p.name] if p.name in below else 0 for p in self.network.populations}
 
     def _is_plastic(self, k: Synapses) -> bool:
         """It learns, or it carries an error down."""
@@ -104,8 +111,43 @@ class PlasticLayout:
             "late": late,
             "surrogate": signal.surrogate if passes else None,  # type: ignore[union-attr]
             "uses_active": may_rest(self.network[target]),
+            "curvature_macs": self._macs(target) if bending(self.learning.plans.get(name)) else 0,
+            "holder": self._place(name, target),
             "name": name,
         }
+
+    def _place(self, name: str, target: str) -> Place | None:
+        """Where a plan stands among those that share a price.
+
+        Raises:
+            Refused: it learns later than the step that it judges.
+        """
+        place = None if self.learner.price is None else place_of(self.learner.price, name)
+        transforms = getattr(self.learning.plans.get(name), "transforms", ())
+        if place and (self.late[target] or any(isinstance(t, Late) for t in transforms)):
+            raise Refused(
+                name, "expected updates that come with their step for a shared price on Lava, got "
+                f"a signal {self.late[target]} steps late, or Late: the price would be another",
+                "Give it a budget of its own, such as Marginal, or use backend='fused'",
+            )  # fmt: skip
+        return place
+
+    def _scheduler(self) -> Any:
+        """The Process that moves a shared price, connected; None where nothing shares one."""
+        from grasp_plugin.processes.scheduler.process import BudgetScheduler
+
+        price = self.learner.price
+        if price is None:
+            return None
+        scheduler = BudgetScheduler(price=price)
+        for holder in price.holders:
+            process = self.plastic[holder.plan]
+            scheduler.price_out.connect(process.price_in)
+            process.taken_out.connect(scheduler.taken_in)
+        return scheduler
+
+    def _macs(self, population: str) -> int:
+        return products(self.network, self.learning, self.network.weights(), population)
 
     def _scale(self, k: Synapses | Bias) -> dict[str, Any]:
         scale = self.network[k.target].scale
@@ -175,12 +217,25 @@ class PlasticLayout:
             unit = 1.0 if p.spiking or p.scale is None else 1 / (64.0 * p.scale)
             process = LearningSignal(
                 signal=signal, neurons=p.size, classes=self.learning.classes,
-                first_step=self.arrival[name], unit=unit,
+                first_step=self.arrival[name], unit=unit, bends=self.bends.get(name),
+                margin_unit=1.0 if p.scale is None else 64.0 * p.scale,
             )  # fmt: skip
             self.base.neurons[name].s_out.connect(process.s_in)
             for synapses in mine:
                 process.signal_out.connect(synapses.signal_in)
+            if name in self.bends:
+                self._connect_curvature(name, process)
             self.signals[name] = process
+
+    def _connect_curvature(self, population: str, signal: Any) -> None:
+        """Margins to a signal, and M d from it to the synapses that ask for it."""
+        neurons = self.base.neurons[population]
+        neurons.margin_out.connect(signal.margin_in)
+        if may_rest(self.network[population]):
+            neurons.active_out.connect(signal.active_in)
+        for name, process in self.plastic.items():
+            if self._target(name) == population and bending(self.learning.plans.get(name)):
+                signal.bent_out.connect(process.bent_in)
 
     def _target(self, plastic: str) -> str:
         return self.learner.target_of(plastic)
@@ -198,19 +253,23 @@ def _in_time(name: str, plan: Rule, late: int) -> Rule:
     """The plan without the `Late` that Lava's own timing is.
 
     Raises:
-        Refused: the signal is late and the plan does not say so.
+        Refused: the signal is late and the plan does not say so, or the other way round.
     """
     if isinstance(plan, (Convolved, SharedBias)):
         return replace(plan, rule=_in_time(name, plan.rule, late))
     transforms = plan.transforms if isinstance(plan, Plan) else ()
-    if not late or any(isinstance(t, Accumulate) for t in transforms):
+    if late and any(isinstance(t, Accumulate) for t in transforms):
         return plan
     said = sum(t.steps for t in transforms if isinstance(t, Late))
-    if not isinstance(plan, Plan) or said != late:
+    if said != late:
+        wanted = f"Late({late})" if late else "no Late"
+        remedy = "Build it with ottt_for(..., pipelined=True), accumulate over the sequence"
         raise Refused(
-            name, f"expected Late({late}) in the plan, since the error comes {late} steps late on "
-            f"Lava, got Late({said})", "Build it with ottt_for(..., pipelined=True), accumulate "
-            "over the sequence, or use backend='fused'",
+            name, f"expected {wanted} in the plan, since the error comes {late} steps late on "
+            f"Lava, got Late({said})",
+            f"{remedy if late else 'Leave Late out'}, or use backend='fused'",
         )  # fmt: skip
+    if not isinstance(plan, Plan) or not late:
+        return plan
     rest = tuple(t for t in transforms if not isinstance(t, Late))
     return Plan(plan.rule, rest) if rest else plan.rule

@@ -7,6 +7,7 @@ from grasp_plugin.learning.etlp import etlp as etlp
 from grasp_plugin.learning.etlp import etlp_output as etlp_output
 from grasp_plugin.learning.etlp import heterogeneous_tau_ms as heterogeneous_tau_ms
 from grasp_plugin.learning.grasp import GRASP as GRASP
+from grasp_plugin.learning.meter import UpdateMeter as UpdateMeter
 from grasp_plugin.learning.ottt import ottt as ottt
 from grasp_plugin.learning.ottt import sltt as sltt
 from grasp_plugin.learning.recipes import decolle_for as decolle_for
@@ -28,3 +29,4 @@ from grasp_plugin.learning.transforms import L1 as L1
 from grasp_plugin.learning.transforms import Accumulate as Accumulate
 from grasp_plugin.learning.transforms import BurnIn as BurnIn
 from grasp_plugin.learning.transforms import Late as Late
+from grasp_plugin.learning.updates import Updates as Updates

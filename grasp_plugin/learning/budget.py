@@ -6,6 +6,7 @@
     Coverage(tau)              the least k_t with  sum_{top k} r >= tau sum max(r, 0)
     Sharpness(share, ...)      k_t = share N_o N_i (s / mean s)^{+-1}, from a tenth to ten times it
     Given(counts)              k_t from a list: a control for the ones above
+    Shared(share)              as Marginal, at one price for all projections that have it
 
     Every(n)                   all with r > 0 at every n-th step, none in between
     RandomSteps(share)         all with r > 0 at steps drawn at random (SLTT-K)
@@ -31,6 +32,7 @@ from grasp_plugin.learning.scores import Scores, Selection
 from grasp_plugin.network.weights import Array
 
 BudgetState = dict[str, Array]
+SETTLED = -1  # writes of a step that have been reported
 
 
 class Budget(ABC):
@@ -105,6 +107,51 @@ class Marginal(Budget):
         picked = scores.above(math.exp(log_price))
         new = log_price + self.gain * (picked.size / wanted - 1)
         return picked, {"log_price": np.full(1, new)}
+
+
+@dataclass(frozen=True)
+class Shared(Budget):
+    """Write where the score exceeds a price that all projections with this budget share.
+
+    log c <- log c + gain (sum k / sum share N_o N_i - 1)     sums over the projections
+
+    So writes go where they are worth most, and `share` of all synapses are written in the mean.
+    `learning.shared_budget` says how the price begins and moves; `OnlineLearner`, and on Lava
+    `BudgetScheduler`, move it once per step for all.
+
+    State:
+        log_price: log c in force; -inf: none yet.
+        taken, least: what was written at this step, and the least score taken without a price.
+
+    Raises:
+        Invalid: a share outside (0, 1]; a step whose writes nobody has reported.
+    """
+
+    share: float
+    gain: float = 0.05
+
+    def __post_init__(self) -> None:
+        _share("Shared", self.share)
+
+    def init(self) -> BudgetState:
+        return {
+            "log_price": np.full(1, -math.inf), "taken": np.full(1, SETTLED), "least": np.zeros(1),
+        }  # fmt: skip
+
+    def choose(self, scores: Scores, state: BudgetState) -> tuple[Selection, BudgetState]:
+        if int(state["taken"][0]) != SETTLED:
+            raise Invalid(
+                "Shared", "expected a price that is moved after every step, got none",
+                "Learn through OnlineLearner or build(..., plans=...), or use Marginal",
+            )  # fmt: skip
+        log_price, least = float(state["log_price"][0]), 0.0
+        if math.isfinite(log_price):
+            picked = scores.above(math.exp(min(log_price, 700.0)))
+        else:
+            picked = scores.top(round(self.share * scores.size))
+            least = scores.least(picked) or scores.least(scores.top(1))
+        taken = np.full(1, picked.size)
+        return picked, {**state, "taken": taken, "least": np.full(1, least)}
 
 
 @dataclass(frozen=True)

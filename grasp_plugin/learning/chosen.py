@@ -52,7 +52,7 @@ class Chosen:
 
     def to_state(self) -> dict[str, Array]:
         """As a dict of arrays, for a delta that waits in a state."""
-        picked = {k: v for k, v in vars(self.picked).items() if k not in ("shape", "compared")}
+        picked = {k: v for k, v in vars(self.picked).items() if isinstance(v, np.ndarray)}
         return {"left": self.scale * self.left, "right": self.right, "like": self.like, **picked}
 
     def bound(self) -> float:

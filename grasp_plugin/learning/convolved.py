@@ -9,7 +9,8 @@ through one position. Rank-1 traces only: the trace is kept once for each input,
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from array_api_compat import array_namespace, device
 
 from grasp_plugin.errors import Refused
+from grasp_plugin.learning.grasp import GRASP
 from grasp_plugin.learning.rule import Array, Delta, Factors, Outer, Plan, Rule, State, ThreeFactor
 from grasp_plugin.network.weights import Conv
 
@@ -67,6 +69,20 @@ class Convolved(Rule):
         right = xp.reshape(xp.take(padded, index, axis=1), (batch * positions, -1))
         return Outer(left, right, outer.scale)
 
+    def curvature(self, product: Callable[..., Array]) -> Callable[..., Array]:
+        """M in the coordinates of a shared delta: u is (batch * positions, C_out)."""
+        positions = self._patches.shape[0]  # type: ignore[attr-defined]
+
+        def shared(u: Array, kind: str = "gn") -> Array:
+            xp, channels = array_namespace(u), u.shape[1]
+            by_position = xp.reshape(u, (-1, positions, channels))
+            neurons = xp.permute_dims(by_position, (0, 2, 1))
+            bent = product(xp.reshape(neurons, (-1, channels * positions)), kind)
+            bent = xp.reshape(bent, (-1, channels, positions))
+            return xp.reshape(xp.permute_dims(bent, (0, 2, 1)), u.shape)
+
+        return shared
+
     def _as_matrix(self, weight: Array) -> Array:
         """Something of the shape that the matrix over neurons would have, without its memory."""
         xp = array_namespace(weight)
@@ -75,10 +91,21 @@ class Convolved(Rule):
 
 @dataclass(frozen=True)
 class SharedBias(Rule):
-    """`rule` of a bias that all neurons of a channel share: delta summed over positions."""
+    """`rule` of a bias that all neurons of a channel share: delta summed over positions.
+
+    Raises:
+        Refused: a scheduler of writes, which would write it for some of the neurons.
+    """
 
     rule: Rule
     channels: int
+
+    def __post_init__(self) -> None:
+        if any(isinstance(t, GRASP) for t in getattr(self.rule, "transforms", ())):
+            raise Refused(
+                "SharedBias", "expected every neuron of a channel to get the same bias, got GRASP, "
+                "which may write some of them", "Leave this bias's plan without GRASP",
+            )  # fmt: skip
 
     def init(self, weight: Array, *, batch: int = 1) -> State:
         return self.rule.init(weight, batch=batch)
@@ -112,6 +139,8 @@ def _update(
     delta = {**delta, "weight": own.shared(delta["weight"])}
     if not isinstance(own.rule, Plan):
         return delta, inner
+    if isinstance(own, Convolved) and factors.curvature is not None:
+        factors = replace(factors, curvature=own.curvature(factors.curvature))
     delta, after = plan.pass_on(delta, factors, state["transforms"], weight, **extras)
     return delta, {"rule": inner, "transforms": after}
 

@@ -12,6 +12,8 @@ from typing import Any
 import numba
 import numpy as np
 
+from grasp_plugin.learning.selection import Pairs, Picked
+
 jit = numba.njit(cache=True, nogil=True)
 
 GOLDEN = np.uint32(0x9E3779B9)
@@ -85,6 +87,41 @@ def _write_sums(weights, sums, bits, low, high, key):
     return clipped
 
 
+@jit
+def _write_counts(weights, y, x, counts, order, bits, low, high, key):
+    """weights[o, i] += 2 SR(y[o] x[i] / 2^bits), i = order[c], c < counts[o]; index o N_i + i."""
+    clipped, changed = 0, 0
+    mask = np.uint32((1 << bits) - 1)
+    for o in range(counts.size):
+        for c in range(counts[o]):
+            i = order[c]
+            index = np.uint32(o * weights.shape[1] + i)
+            word = mix(np.uint32(key + index * GOLDEN)) & mask
+            value = np.int64(weights[o, i]) + (((y[o] * x[i] + np.int64(word)) >> bits) << 1)
+            bounded = min(max(value, low), high)
+            clipped += value != bounded
+            changed += bounded != weights[o, i]
+            weights[o, i] = bounded
+    return clipped, changed
+
+
+@jit
+def _write_pairs(weights, products, rows, columns, bits, low, high, key):
+    """weights[rows[n], columns[n]] += 2 SR(products[n] / 2^bits), index row N_i + column."""
+    clipped, changed = 0, 0
+    mask = np.uint32((1 << bits) - 1)
+    for n in range(rows.size):
+        o, i = rows[n], columns[n]
+        index = np.uint32(o * weights.shape[1] + i)
+        word = mix(np.uint32(key + index * GOLDEN)) & mask
+        value = np.int64(weights[o, i]) + (((products[n] + np.int64(word)) >> bits) << 1)
+        bounded = min(max(value, low), high)
+        clipped += value != bounded
+        changed += bounded != weights[o, i]
+        weights[o, i] = bounded
+    return clipped, changed
+
+
 def key(seed: int, step: int, stream: int) -> Any:
     """The key of one step's random words; streams 0 to 3 are independent."""
     return _key(np.uint32(seed & 0xFFFFFFFF), np.uint32(step & 0x3FFFFFFF), np.uint32(stream))
@@ -112,3 +149,35 @@ def write_sums(weights: Any, sums: Any, shift: int, low: int, high: int, key: An
     """weights += 2 SR(sums / 2^(shift + 1)) in place; returns how many met a limit."""
     wide = np.ascontiguousarray(sums, np.int64)
     return int(_write_sums(weights, wide, shift + 1, low, high, np.uint32(key)))
+
+
+def write_picked(
+    weights: Any, y: Any, x: Any, picked: Picked | Pairs, shift: int, low: int, high: int, key: Any
+) -> tuple[int, int]:
+    """`write` at the picked synapses only, each by the same random word; (met a limit, changed)."""
+    if isinstance(picked, Pairs):
+        wide = y.astype(np.int64)[picked.rows] * x[picked.columns]
+        return _pairs(weights, wide, picked, shift, low, high, key)
+    found: Any = _write_counts(
+        weights, y.astype(np.int64), x.astype(np.int64), picked.counts, picked.order, shift + 1,
+        low, high, np.uint32(key),
+    )  # fmt: skip
+    return int(found[0]), int(found[1])
+
+
+def write_picked_sums(
+    weights: Any, sums: Any, picked: Picked | Pairs, shift: int, low: int, high: int, key: Any
+) -> tuple[int, int]:
+    """`write_sums` at the picked synapses only; (met a limit, changed)."""
+    pairs = picked.pairs()
+    wide = sums.astype(np.int64)[pairs.rows, pairs.columns]
+    return _pairs(weights, wide, pairs, shift, low, high, key)
+
+
+def _pairs(
+    weights: Any, products: Any, pairs: Pairs, shift: int, low: int, high: int, key: Any
+) -> tuple[int, int]:
+    found: Any = _write_pairs(
+        weights, products, pairs.rows, pairs.columns, shift + 1, low, high, np.uint32(key)
+    )
+    return int(found[0]), int(found[1])

@@ -14,6 +14,11 @@ a rule is stated once: a weight unit is 2^e / S of float, hence
 and `shift` is the largest up to 10 (the engine's smallest product of a trace and an error, 2^-7
 with three bits lost) for which `error_max` still fits in y. What is clipped is counted. The two
 impulses of a current's trace are whole numbers, so that its first steps are off by up to half one.
+
+With a `GRASP` only the synapses that it picks are written. It scores what the integers would write,
+in the units of the float rule, so that prices and predicted decreases mean the same:
+
+    d = -y / y_scale (N_o,)    p = g x (N_i,)    eta d p = (unit / 2^shift) (-y x)
 """
 
 from __future__ import annotations
@@ -26,8 +31,9 @@ from typing import Any
 import numpy as np
 
 from grasp_plugin.errors import Invalid, Refused
+from grasp_plugin.learning.grasp import GRASP
 from grasp_plugin.learning.losses import SmoothL1
-from grasp_plugin.learning.rule import Array, Plan, Rule, ThreeFactor
+from grasp_plugin.learning.rule import Array, Plan, Rule, ThreeFactor, Transform
 from grasp_plugin.learning.signals import Projection, RandomReadout
 from grasp_plugin.learning.spec import Learning
 from grasp_plugin.learning.traces import (
@@ -59,6 +65,8 @@ class FixedPlan:
         late: by how many steps a write comes late (`Late`).
         seed: of the rounding.
         name: of the projection or bias, for messages.
+        gain: g, the float trace of one unit of x.
+        grasp: which synapses are written; None: all.
     """
 
     rule: ThreeFactor
@@ -70,6 +78,8 @@ class FixedPlan:
     late: int = 0
     seed: int = 0
     name: str = "plastic synapses"
+    gain: float = 1.0
+    grasp: GRASP | None = None
 
 
 def fixed_plan(
@@ -79,7 +89,7 @@ def fixed_plan(
 
     Args:
         name: for messages.
-        plan: a `ThreeFactor`, or a `Plan` with `BurnIn` and `Late`.
+        plan: a `ThreeFactor`, or a `Plan` with `BurnIn`, one `GRASP` and `Late`, in that order.
         unit: float per weight unit, 2^e / S.
         error_max: the largest |d| that y must hold.
         rate_max: mean input a step up to which traces must not saturate.
@@ -87,18 +97,12 @@ def fixed_plan(
 
     Raises:
         Invalid: learning rate, error_max or rate_max not finite, error_max <= 0, rate_max < 0.
-        Refused: a per-synapse trace, decays that differ, another transform, a learning rate that
-            does not fit the engine.
+        Refused: a per-synapse trace, decays that differ, another transform or order of them, a
+            learning rate that does not fit the engine.
     """
     transforms = plan.transforms if isinstance(plan, Plan) else ()
     rule = plan.rule if isinstance(plan, Plan) else plan
-    for t in transforms:
-        if not isinstance(t, (BurnIn, Late)):
-            raise Refused(
-                name,
-                f"expected BurnIn or Late in fixed point, got {t}",
-                "Leave it out, or use float",
-            )
+    grasp = _scheduler(name, transforms)
     if not isinstance(rule, ThreeFactor):
         raise Refused(
             name, f"expected a three-factor rule in fixed point, got {type(rule).__name__}",
@@ -124,7 +128,43 @@ def fixed_plan(
     burn_in = max((t.steps for t in transforms if isinstance(t, BurnIn)), default=0)
     late = sum(t.steps for t in transforms if isinstance(t, Late))
     scale = wanted * 2.0**shift
-    return FixedPlan(rule, decays, impulses, scale, shift, burn_in, late, seed, name)
+    return FixedPlan(rule, decays, impulses, scale, shift, burn_in, late, seed, name, gain, grasp)
+
+
+def _scheduler(name: str, transforms: tuple[Transform, ...]) -> GRASP | None:
+    """The `GRASP` among transforms that integers can do."""
+    for t in transforms:
+        if not isinstance(t, (BurnIn, GRASP, Late)):
+            raise Refused(
+                name, f"expected BurnIn, GRASP or Late in fixed point, got {t}",
+                "Leave it out, or use float",
+            )  # fmt: skip
+    found = [(at, t) for at, t in enumerate(transforms) if isinstance(t, GRASP)]
+    if not found:
+        return None
+    at, grasp = found[0]
+    early = any(isinstance(t, Late) for t in transforms[:at])
+    if len(found) > 1 or early or any(isinstance(t, BurnIn) for t in transforms[at:]):
+        names = ", ".join(type(t).__name__ for t in transforms)
+        raise Refused(
+            name, f"expected BurnIn, then one GRASP, then Late, got {names}",
+            "Put them in that order, as `scheduled` does",
+        )  # fmt: skip
+    return grasp
+
+
+def refuse_bent_sums(name: str, grasp: GRASP | None) -> None:
+    """Refuse a scheduler that needs factors, over weights that many positions share.
+
+    Raises:
+        Refused: the score or the budget needs a curvature, or the score is "error".
+    """
+    if grasp is not None and (grasp.bends or grasp.score == "error"):
+        raise Refused(
+            name, f"expected a score of the sums over positions for a convolution in fixed point, "
+            f"got score {grasp.score!r} with {grasp.budget}: a sum has no factors and no curvature",
+            "Use score='magnitude' or 'random' and a budget without sharpness",
+        )  # fmt: skip
 
 
 def _traces(name: str, trace: Any, rate: float) -> tuple[tuple[int, ...], tuple[int, ...], float]:
@@ -220,7 +260,7 @@ def fixed_plans(
     Raises:
         Invalid: as `fixed_plan`; an error_max for something that has no plan.
         Refused: as `fixed_plan`; weights that are odd; a bias that the positions of a convolution
-            share.
+            share; a score over a convolution that needs a curvature.
     """
     for name in error_max if isinstance(error_max, Mapping) else ():
         if name not in learning.plans:
@@ -246,4 +286,6 @@ def fixed_plans(
         unit = 2.0**k.weight_exp / float(network[k.target].scale or 1.0)
         rate = 1.0 if is_bias else rate_max  # a bias's input is always on
         out[name] = fixed_plan(name, plan, unit, error_max=most, rate_max=rate, seed=seed + i)
+        if not is_bias and isinstance(k.weight, Conv):
+            refuse_bent_sums(name, out[name].grasp)
     return out

@@ -40,7 +40,10 @@ from grasp_plugin.learning.worth import Bend, RankOne, Whole, gradient_of
 SCORES = ("pred_decrease", "abs_gHg", "magnitude", "random", "error")
 GRAINS = ("weight", "row", "column", "block")
 BENT = ("pred_decrease", "abs_gHg")  # scores that need a curvature
-COUNTS = ("issued", "dense", "dense_nz", "steps", "products", "overhead")
+COUNTS = (
+    "issued", "dense", "dense_nz", "steps", "products", "dense_products", "dense_nz_products",
+    "overhead",
+)  # fmt: skip
 SERIES = ("k", "sharpness", "gradient")
 
 
@@ -65,6 +68,7 @@ class GRASP(Transform):
         issued, dense, dense_nz, steps, products, overhead: counts so far, int64 (1,): synapses
             written; N_o N_i; those with a gradient that is not zero; steps; products of an error
             and a trace that were formed; multiplications and comparisons spent on choosing.
+        dense_products, dense_nz_products: those that the dense rule forms, and without zeros.
         k, sharpness, gradient: (series,), entry t % series of step t; NaN: not known.
 
     Raises:
@@ -110,9 +114,11 @@ class GRASP(Transform):
         scores = self.scores(gradient, bend)
         picked, budget = self.choose(scores, state)
         spent = self._spent(scores, picked, extras["factors"])
+        formed, live = gradient.dense_products()
         counts = {
             "issued": picked.size, "dense": scores.size, "dense_nz": gradient.nonzero, "steps": 1,
-            "products": gradient.products(picked, self.bends), "overhead": spent,
+            "products": gradient.products(picked, self.bends), "dense_products": formed,
+            "dense_nz_products": live, "overhead": spent,
         }  # fmt: skip
         after = {name: state[name] + n for name, n in counts.items()}
         after |= self._noted(state, picked, scores)

@@ -24,12 +24,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from array_api_compat import array_namespace, device
 
 from grasp_plugin.errors import Invalid, Refused
 from grasp_plugin.learning.etlp import EProp
+from grasp_plugin.learning.grasp import GRASP
+from grasp_plugin.learning.loihi_gates import RowGate, columns_by_x0, row_gate
 from grasp_plugin.learning.loihi_traces import Term, draft, name_of, unknown
 from grasp_plugin.learning.rule import Array, Plan, Rule, ThreeFactor, Trace
 from grasp_plugin.learning.traces import AdaptiveThreshold, Decay, SynapticExponential
@@ -79,6 +81,7 @@ class LoihiForm:
         delay: Lava steps from an input's arrival to that of its network step's error.
         burn_in: steps in which the host sends an error of 0.
         t_epoch: steps. Always 1, as Lava keeps only the y of an epoch's last step.
+        rows: what the sender of y passes its error through before `y_ports`; None: nothing.
     """
 
     weight: tuple[Product, ...]
@@ -94,6 +97,7 @@ class LoihiForm:
     x2_tau: float = 0.0
     x2_impulse: float = 0.0
     t_epoch: int = 1
+    rows: RowGate | None = None
 
     @property
     def dw(self) -> str:
@@ -120,7 +124,8 @@ class LoihiForm:
         The y factor is divided out. In the fixed tag the caller rounds, within -128..127.
 
         Args:
-            error: d[t] = dL/dmembrane, `rule.error(factors)` (N_o,); 0 during burn-in.
+            error: d[t] = dL/dmembrane, `rule.error(factors)` (N_o,); 0 during burn-in, and where
+                `rows` has set it to 0.
             psi: `AdaptiveThreshold` only: dS/dmembrane (N_o,), times `active` where it is masked.
             spikes: `SynapticExponential` with a hard reset only: S[t] (N_o,).
 
@@ -142,8 +147,9 @@ class LoihiForm:
 
 
 def loihi_form(
-    rule: Rule, *, target: str = "lava", precision: str = "float", delay: int | None = None
-) -> LoihiForm:
+    rule: Rule, *, target: str = "lava", precision: str = "float", delay: int | None = None,
+    gate: str | None = None,
+) -> LoihiForm:  # fmt: skip
     """The form of a rule's weights, for a `LearningDense` between its input and its neurons.
 
     x0, x1, x2: this Lava step's spike and Loihi's traces with it; e: y1, or y2 - y3 when split.
@@ -163,11 +169,15 @@ def loihi_form(
 
     A bias is left to the caller: a second `LearningDense` from a source that spikes at every step,
     with `loihi_form(replace(rule, trace=rule.bias, bias=None))`; for `Instant`, dw = -eta e alone
-    ("-u0*y1") is the same and needs no tag. A `BurnIn` is left to the host: see `burn_in`.
+    ("-u0*y1") is the same and needs no tag. A `BurnIn` is left to the host: see `burn_in`; so is
+    the choice of rows of a `GRASP(granularity="row")`: see `rows` and `learning.loihi_gates`.
 
     Args:
-        rule: a `ThreeFactor`, or a `Plan` of one with at most `BurnIn`s.
+        rule: a `ThreeFactor`, or a `Plan` of one with at most `BurnIn`s and then one `GRASP`.
         target: "lava", or "loihi": how the chip takes a negative y is not documented.
+        gate: "x0": x0 in place of u0 in dw, so that a synapse learns in Lava steps with an input
+            spike alone: delta_oi[t] s_i[t + delay]. Another rule, not an approximation of this one.
+            Tags go on at every step.
         precision: the tag of Lava's models that the form is for. "fixed" makes up for each
             product's shift in its exponent, and gives the traces an impulse of 16.
         delay: 0 or 1, of a `DoubleExponential`. None: 0, for a neuron p = a p + g_p q that reads
@@ -175,7 +185,7 @@ def loihi_form(
             reads the q before, as `neurons.adaptive.decolle_step` does. 1 for all other traces.
 
     Raises:
-        Invalid: an unknown target or precision.
+        Invalid: an unknown target, precision or gate.
         Refused: the engine cannot express the rule, or no form of it is written; says which.
 
     References:
@@ -187,8 +197,12 @@ def loihi_form(
             "loihi_form", "expected target 'lava' or 'loihi' and precision 'float' or 'fixed', got "
             f"{target!r}, {precision!r}", "Pass one of each",
         )  # fmt: skip
-    inner, burn_in = _three_factor(rule)
+    if gate not in (None, "x0"):
+        raise Invalid("loihi_form", f"expected gate None or 'x0', got {gate!r}", "Pass one")
+    inner, burn_in, grasp = _three_factor(rule)
     made = draft(inner.name, inner.trace, delay, precision == "fixed", target == "loihi")
+    if gate:
+        made = replace(made, weight=columns_by_x0(made.weight))
     rate = inner.learning_rate * made.gain
     up = 1 if precision == "fixed" else 0
     unit, scale = _share(rate, made.weight, up)
@@ -203,14 +217,15 @@ def loihi_form(
         precision=precision,
         delay=made.delay,
         burn_in=burn_in,
+        rows=None if grasp is None else row_gate(inner, grasp),
         **made.constants,
     )
 
 
-def _three_factor(rule: Rule) -> tuple[ThreeFactor, int]:
-    """(the rule inside plans, its burn-in)."""
+def _three_factor(rule: Rule) -> tuple[ThreeFactor, int, GRASP | None]:
+    """(the rule inside plans, its burn-in, its scheduler)."""
     if isinstance(rule, Plan):
-        inner, steps = _three_factor(rule.rule)
+        inner, steps, grasp = _three_factor(rule.rule)
         for transform in rule.transforms:
             if isinstance(transform, Accumulate):
                 raise Refused(
@@ -218,10 +233,18 @@ def _three_factor(rule: Rule) -> tuple[ThreeFactor, int]:
                     f"{transform.steps}): a tag could sum them, but all u_k of a rule share one k, "
                     "and y is that of an epoch's last step", "Leave it out, or sum on the host",
                 )  # fmt: skip
-            if not isinstance(transform, BurnIn):
-                raise unknown(inner.name, name_of(transform), "BurnIn only")
-            steps = max(steps, transform.steps)
-        return inner, steps
+            if not isinstance(transform, (BurnIn, GRASP)):
+                raise unknown(inner.name, name_of(transform), "BurnIn or GRASP only")
+            if grasp is not None:
+                raise Refused(
+                    inner.name, f"expected one GRASP behind all BurnIns, got {name_of(transform)} "
+                    "behind it", "Put BurnIn first",
+                )  # fmt: skip
+            if isinstance(transform, GRASP):
+                grasp = transform
+            else:
+                steps = max(steps, transform.steps)
+        return inner, steps, grasp
     if isinstance(rule, EProp):
         raise Refused(
             rule.rule.name, "expected an unfiltered eligibility, got EProp: the low-pass "
@@ -230,7 +253,7 @@ def _three_factor(rule: Rule) -> tuple[ThreeFactor, int]:
         )  # fmt: skip
     if not isinstance(rule, ThreeFactor):
         raise unknown(name_of(rule), name_of(rule), "ThreeFactor or a Plan of one")
-    return rule, 0
+    return rule, 0, None
 
 
 def _share(rate: float, terms: Sequence[Term], up: int) -> tuple[float, float]:

@@ -17,18 +17,15 @@ from grasp_plugin.learning.curvature import (
     Operator,
     Unit,
     finite_difference,
-    output_curvature,
     plus,
-    projection_curvature,
-    readout_curvature,
 )
+from grasp_plugin.learning.local_curvature import local_curvature
 from grasp_plugin.learning.rule import Array, Factors, Plan, Rule, State, ThreeFactor
 from grasp_plugin.learning.signals import (
     Backpropagation,
     OutputError,
     Projection,
     RandomReadout,
-    teaching_event,
 )
 from grasp_plugin.learning.spec import Learning, Seen, carries_error
 from grasp_plugin.network.network import Network
@@ -80,7 +77,7 @@ class StepCurvature:
         """M of a population, with the slope of the plan's own surrogate."""
         return Curvature(
             lambda kind: self._operator(population, self._own(plan, factors), kind),
-            lambda: self._macs(population),
+            lambda: products(self.network, self.learning, self.weights, population),
         )
 
     def _own(self, plan: Rule, factors: Factors) -> Unit:
@@ -111,17 +108,10 @@ class StepCurvature:
         return bent if isinstance(signal, Projection) else plus(flat, bent)
 
     def _gauss_newton(self, p: str, unit: Unit) -> Operator:
-        signal, slope = self.learning.signals[p], unit.slope()
-        if isinstance(signal, RandomReadout):
-            return readout_curvature(
-                signal, self.seen.output[p], slope, self.target, self.mask, self.before[p]
-            )
-        if isinstance(signal, Projection):
-            product = projection_curvature(signal, slope, self.after[p])
-            return lambda u: self.mask * product(u)
-        assert isinstance(signal, OutputError)
-        event = teaching_event(signal.seed, self.before[p]["step"], signal.probability, self.target)
-        return output_curvature(signal, slope, event * self.mask)
+        return local_curvature(
+            self.learning.signals[p], self.seen.output[p], unit, self.target, self.mask,
+            self.before[p], self.after[p],
+        )  # fmt: skip
 
     def _gradient(self, p: str, unit: Unit, du: Array) -> Array:
         """dL/dU at U + du, with smooth spikes."""
@@ -147,11 +137,7 @@ class StepCurvature:
         )  # fmt: skip
 
     def _above(self) -> dict[str, list[tuple[str, Array]]]:
-        above: dict[str, list[tuple[str, Array]]] = {}
-        for k in self.network.projections:
-            if carries_error(k, self.learning):
-                above.setdefault(k.source, []).append((k.target, self.weights[k.name]))
-        return above
+        return carriers(self.network, self.learning, self.weights)
 
     def _unit(self, p: str, signal: Any) -> Unit:
         spiking = self.network[p].spiking and isinstance(signal, Backpropagation)
@@ -160,16 +146,33 @@ class StepCurvature:
         active = self.seen.active.get(p, 1.0) if spiking else 1.0
         return Unit(surrogate, self.seen.margin[p], active, third)
 
-    def _macs(self, p: str) -> int:
-        signal, size = self.learning.signals[p], self.network[p].size
-        if isinstance(signal, (RandomReadout, Projection)):
-            return 2 * self.learning.classes * size
-        if isinstance(signal, OutputError):
-            return size
-        reached, total = [p], 0
-        for q in reached:  # grows while it is gone through
-            for target, weight in self._above().get(q, []):
-                total += 2 * math.prod(weight.shape)
-                if target not in reached:
-                    reached.append(target)
-        return total
+
+def carriers(
+    network: Network, learning: Learning, weights: Mapping[str, Any]
+) -> dict[str, list[tuple[str, Any]]]:
+    """By population, (target, weight) of the projections that bring an error down to it."""
+    above: dict[str, list[tuple[str, Any]]] = {}
+    for k in network.projections:
+        if carries_error(k, learning):
+            above.setdefault(k.source, []).append((k.target, weights[k.name]))
+    return above
+
+
+def products(network: Network, learning: Learning, weights: Mapping[str, Any], p: str) -> int:
+    """Multiplications of one Gauss-Newton product of a population for one sample.
+
+    Args:
+        weights: arrays by projection, at least of those that carry an error down.
+    """
+    signal, size = learning.signals[p], network[p].size
+    if isinstance(signal, (RandomReadout, Projection)):
+        return 2 * learning.classes * size
+    if isinstance(signal, OutputError):
+        return size
+    above, reached, total = carriers(network, learning, weights), [p], 0
+    for q in reached:  # grows while it is gone through
+        for target, weight in above.get(q, []):
+            total += 2 * math.prod(weight.shape)
+            if target not in reached:
+                reached.append(target)
+    return total

@@ -31,6 +31,7 @@ from grasp_plugin.learning.rule import (
     is_finite,
     with_lasting,
 )
+from grasp_plugin.learning.shared_budget import shared_price
 from grasp_plugin.learning.signals import Backpropagation, OutputError, Projection, RandomReadout
 from grasp_plugin.learning.spec import Learning, Seen, Signal, carries_error, check
 from grasp_plugin.learning.transforms import Late
@@ -93,6 +94,7 @@ class OnlineLearner:
         check(network, learning)
         self.carriers = {k.name for k in network.projections if carries_error(k, learning)}
         self.rules = {name: self._rule(name, plan) for name, plan in learning.plans.items()}
+        self.price = shared_price(network, learning, self.weights())
         self.order = [p.name for p in reversed(network.populations) if p.name in learning.signals]
 
     def target_of(self, name: str) -> str:
@@ -133,7 +135,15 @@ class OnlineLearner:
         plans = {n: r.init(self.as_matrix(weights[n]), batch=batch) for n, r in self.rules.items()}
         for name, old in state.get("plans", {}).items():
             plans[name] = with_lasting(self.learning.plans[name], plans[name], old)
-        return {"plans": plans, "signals": state["signals"]}
+        price = {} if self.price is None else {"price": self.price.start()}
+        return {"plans": plans, "signals": state["signals"], **price}
+
+    def ended(self, state: State) -> State:
+        """The state after a sequence: reports to a shared price that were under way are in."""
+        if self.price is None:
+            return state
+        plans = self.price.end(state["price"], state["plans"])
+        return {**state, "plans": plans, "price": self.price.start()}
 
     def logits(self, output: Mapping[str, Array], signals: State) -> Array:
         """What the class is read from at this step (batch, C)."""
@@ -169,7 +179,10 @@ class OnlineLearner:
             factors = replace(factors, curvature=curvature)
             weight = self.as_matrix(weights[name])
             deltas[name], plans[name] = rule.update(factors, plans[name], weight)
-        return deltas, {"plans": plans, "signals": signals}
+        if self.price is None:
+            return deltas, {"plans": plans, "signals": signals}
+        price, plans = self.price.step(state["price"], plans)
+        return deltas, {"plans": plans, "signals": signals, "price": price}
 
     def third_factors(
         self,

@@ -3,28 +3,26 @@
 At batch 1 every score of `learning.grasp` is separable, score_oi = a_o q_i with q >= 0. Then
 
     count(tau) = #{(o, i): a_o q_i > tau}     one walk along the staircase, O(N_o + N_i) once sorted
-    top-k      = the tau with count(tau) <= k, found by bisection on the floats themselves, and as
-                 many of the pairs at tau as are still missing, by row and then by column
+    top-k      = the least tau with count(tau) <= k, found by bisection on the floats themselves,
+                 and as many of the pairs at tau as are still missing, by row and then by column
 
-so that a selection costs O(N_i log N_i + N_o log N_o + k), never N_o N_i. A selection says for each
+so that a selection costs O(N_i log N_i + N_o log N_o + k), never N_o N_i. The loops are in
+`learning.selection_kernels`. A selection says for each
 row how many of the columns in `order` are written: `Picked`.
 """
-
-# mypy: disallow-untyped-defs=False
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import numba
 import numpy as np
 
 from grasp_plugin.errors import Invalid
+from grasp_plugin.learning import selection_kernels as kernels
 from grasp_plugin.network.weights import Array
-
-jit = numba.njit(cache=True, nogil=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +39,7 @@ class Picked:
     order: Array
     compared: int = 0
 
-    @property
+    @cached_property
     def size(self) -> int:
         """How many pairs."""
         return int(self.counts.sum())
@@ -93,75 +91,12 @@ def some(rows: Array, columns: Array, k: int, shape: tuple[int, int], seed: int)
     return Pairs(rows[draw // max(columns.size, 1)], columns[draw % max(columns.size, 1)], shape)
 
 
-@jit
-def _staircase(a, q, tau, counts):
-    """counts[r] = how many sorted q_c have a_r q_c > tau; a and q fall. Returns the sum."""
-    total, c = 0, q.size
-    for r in range(a.size):
-        while c > 0 and not a[r] * q[c - 1] > tau:
-            c -= 1
-        counts[r] = c
-        total += c
-    return total
-
-
-@jit
-def _largest_tau(a, q, k, counts):
-    """(the least float tau >= 0 with count(tau) <= k, by bisection on its bits; walks taken)."""
-    low, high, walks = np.int64(0), np.float64(a[0] * q[0]).view(np.int64), 0
-    while low < high:
-        walks += 1
-        middle = low + (high - low) // 2
-        if _staircase(a, q, np.int64(middle).view(np.float64), counts) <= k:
-            high = middle
-        else:
-            low = middle + 1
-    return np.int64(low).view(np.float64), walks
-
-
-@jit
-def _covered(a, q_sums, counts):
-    """The sum of a_r q_c over the pairs taken; q_sums[c] = sum of the first c sorted q."""
-    total = 0.0
-    for r in range(a.size):
-        total += a[r] * q_sums[counts[r]]
-    return total
-
-
-@jit
-def _covering_tau(a, q, q_sums, wanted, counts):
-    """(the largest float tau >= 0 at which the pairs above it hold at least `wanted`; walks)."""
-    low, high, walks = np.int64(0), np.float64(a[0] * q[0]).view(np.int64), 0
-    while low < high:
-        walks += 1
-        middle = low + (high - low + 1) // 2
-        _staircase(a, q, np.int64(middle).view(np.float64), counts)
-        if _covered(a, q_sums, counts) >= wanted:
-            low = middle
-        else:
-            high = middle - 1
-    return np.int64(low).view(np.float64), walks
-
-
-@jit
-def _fill(a, q, tau, missing, counts):
-    """Take `missing` more pairs with a score of exactly tau, row by row; they follow in order."""
-    for r in range(a.size):
-        while missing > 0 and counts[r] < q.size and a[r] * q[counts[r]] == tau:
-            counts[r] += 1
-            missing -= 1
-
-
-def _sorted(a: Array, q: Array) -> tuple[Array, Array]:
-    """(rows, columns) by falling score, ties by index."""
-    return np.argsort(-a, kind="stable"), np.argsort(-q, kind="stable")
-
-
 def _checked(a: Array, q: Array) -> tuple[Array, Array]:
-    a, q = np.asarray(a, np.float64), np.asarray(q, np.float64)
-    if a.ndim != 1 or q.ndim != 1 or not np.all(np.isfinite(a)) or not np.all(np.isfinite(q)):
+    a, q = np.ascontiguousarray(a, np.float64), np.ascontiguousarray(q, np.float64)
+    flaw = kernels.flawed(a, q) if a.ndim == q.ndim == 1 else 1
+    if flaw == 1:
         raise Invalid("selection", f"expected finite vectors, got {a.shape}, {q.shape}", "Check")
-    if q.size and q.min() < 0:
+    if flaw == 2:
         raise Invalid("selection", f"expected q >= 0, got {q.min()}", "Pass squares or magnitudes")
     return a, q
 
@@ -175,10 +110,9 @@ def above(a: Array, q: Array, tau: float) -> Picked:
     a, q = _checked(a, q)
     if not tau >= 0:
         raise Invalid("selection", f"expected tau >= 0, got {tau}", "Pass a price of a write")
-    rows, columns = _sorted(a, q)
-    counts = np.empty(a.size, np.int64)
-    _staircase(a[rows], q[columns], float(tau), counts)
-    return Picked(_unsorted(counts, rows), columns, _compared(a, q, 1))
+    found: Any = kernels.above(a, q, float(tau))
+    counts, order = found
+    return Picked(counts, order, a.size + q.size + _sorting(a, q))
 
 
 def top(a: Array, q: Array, k: int) -> Picked:
@@ -190,16 +124,9 @@ def top(a: Array, q: Array, k: int) -> Picked:
     a, q = _checked(a, q)
     if k < 0:
         raise Invalid("selection", f"expected k >= 0, got {k}", "Pass a number of writes")
-    rows, columns = _sorted(a, q)
-    counts, walks = np.zeros(a.size, np.int64), 0
-    sorted_a, sorted_q = a[rows], q[columns]
-    if k and a.size and q.size and sorted_a[0] * sorted_q[0] > 0:
-        found: Any = _largest_tau(sorted_a, sorted_q, k, counts)
-        tau, walks = found
-        taken = int(_staircase(sorted_a, sorted_q, tau, counts))
-        if tau > 0:
-            _fill(sorted_a, sorted_q, tau, k - taken, counts)
-    return Picked(_unsorted(counts, rows), columns, _compared(a, q, walks + 1))
+    found: Any = kernels.top(a, q, k)
+    counts, order, compared = found
+    return Picked(counts, order, int(compared) + a.size + q.size + _sorting(a, q))
 
 
 def covering(a: Array, q: Array, share: float) -> Picked:
@@ -213,47 +140,38 @@ def covering(a: Array, q: Array, share: float) -> Picked:
     a, q = _checked(a, q)
     if not 0 < share <= 1:
         raise Invalid("selection", f"expected a share in (0, 1], got {share}", "Pass a share")
-    rows, columns = _sorted(a, q)
-    counts, walks = np.zeros(a.size, np.int64), 0
+    rows, columns = kernels.falling(a), kernels.falling(q)
+    found, walks = np.zeros(a.size, np.int64), 0
     sorted_a, sorted_q = a[rows], q[columns]
     if a.size and q.size and sorted_a[0] * sorted_q[0] > 0:
         sums = np.concatenate([[0.0], np.cumsum(sorted_q)])
-        _staircase(sorted_a, sorted_q, 0.0, counts)
-        wanted = share * _covered(sorted_a, sums, counts)
-        found: Any = _covering_tau(sorted_a, sorted_q, sums, wanted, counts)
-        tau, walks = found
-        _staircase(sorted_a, sorted_q, tau, counts)
-    return Picked(_unsorted(counts, rows), columns, _compared(a, q, walks + 2))
+        kernels.staircase(sorted_a, sorted_q, 0.0, found)
+        wanted = share * kernels.covered(sorted_a, sums, found)
+        least: Any = kernels.covering_tau(sorted_a, sorted_q, sums, wanted, found)
+        tau, walks = least
+        kernels.staircase(sorted_a, sorted_q, tau, found)
+    counts = np.empty_like(found)
+    counts[rows] = found
+    return Picked(counts, columns, (walks + 2) * (a.size + q.size) + _sorting(a, q))
 
 
-def _compared(a: Array, q: Array, walks: int) -> int:
-    """Comparisons: a walk passes every row and column once; a sort of n takes n log2 n."""
-    sorts = sum(v.size * math.log2(max(v.size, 2)) for v in (a, q))
-    return walks * (a.size + q.size) + math.ceil(sorts)
-
-
-def _unsorted(counts: Array, rows: Array) -> Array:
-    out = np.empty_like(counts)
-    out[rows] = counts
-    return out
-
-
-@jit
-def _write(weights, left, right, scale, counts, order):
-    for o in range(counts.size):
-        factor = scale * left[o]
-        row = weights[o]
-        for c in range(counts[o]):
-            row[order[c]] += factor * right[order[c]]
+def _sorting(a: Array, q: Array) -> int:
+    """Comparisons that sorting both is counted as: n log2 n each."""
+    return math.ceil(a.size * math.log2(a.size or 1) + q.size * math.log2(q.size or 1))
 
 
 def write_picked(
     weights: Array, left: Array, right: Array, scale: float, picked: Picked | Pairs
 ) -> int:
-    """weights += scale left right^T at the picked pairs only, in place; returns how many."""
+    """weights += scale left right^T at the picked pairs only, in place; returns how many.
+
+    The same numbers in either order of memory.
+    """
     if isinstance(picked, Pairs):
         rows, columns = picked.rows, picked.columns
         weights[rows, columns] += scale * left[rows] * right[columns]
+    elif weights.flags.f_contiguous and not weights.flags.c_contiguous:
+        kernels.write_transposed(weights.T, left, right, scale, picked.counts, picked.order)
     else:
-        _write(weights, left, right, scale, picked.counts, picked.order)
+        kernels.write(weights, left, right, scale, picked.counts, picked.order)
     return picked.size

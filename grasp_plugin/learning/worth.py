@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -44,9 +45,11 @@ class RankOne:
         self.d: Array = _numpy(part.left)[0]
         self.p: Array = _numpy(part.right)[0]
 
-    @property
+    @cached_property
     def nonzero(self) -> int:
-        return int(np.count_nonzero(self.d)) * int(np.count_nonzero(self.p))
+        # of booleans: much faster than of floats
+        live = int(np.count_nonzero(self.d != 0)) * int(np.count_nonzero(self.p != 0))
+        return live if self.eta else 0
 
     def scores(self, score: str, rho: float, bend: Bend | None) -> Scores:
         d, q, eta = self.d, self.p * self.p, self.eta
@@ -73,6 +76,10 @@ class RankOne:
         del bent
         return picked.size
 
+    def dense_products(self) -> tuple[int, int]:
+        """Those that the dense rule forms, and without the ones that are zero."""
+        return self.d.size * self.p.size, self.nonzero
+
 
 class Whole:
     """A gradient as an array [N_o, N_i]: batches, per-synapse traces, sums over time.
@@ -86,7 +93,7 @@ class Whole:
         self.eta = 1.0 if isinstance(part, Full) else -_number(part.scale)
         self.delta: Array = _numpy(part.dense())
 
-    @property
+    @cached_property
     def nonzero(self) -> int:
         return int(np.count_nonzero(self.delta))
 
@@ -129,8 +136,12 @@ class Whole:
     def products(self, picked: Selection, bent: bool) -> int:
         """Products of an error and a trace that were formed: all, and again for H g."""
         del picked
+        return self.dense_products()[0] * (2 if bent else 1)
+
+    def dense_products(self) -> tuple[int, int]:
+        """Those that the dense rule forms, twice: the zeros of a sum are known at its end."""
         batch = 1 if isinstance(self.part, Full) else int(self.part.left.shape[0])
-        return batch * int(self.delta.size) * (2 if bent else 1)
+        return (batch * int(self.delta.size),) * 2
 
 
 def gradient_of(part: Any) -> RankOne | Whole:

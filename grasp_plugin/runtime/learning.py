@@ -11,6 +11,7 @@ import numpy as np
 
 from grasp_plugin.errors import Invalid
 from grasp_plugin.learning.losses import one_hot
+from grasp_plugin.learning.rule import State, leaves, with_leaves
 from grasp_plugin.learning.spec import Learning
 from grasp_plugin.network.network import Network
 from grasp_plugin.network.weights import Array
@@ -45,11 +46,12 @@ class LearningSession(Closing, ABC):
     """A network with plans, built for one back end; a context manager.
 
     `learn` runs a sequence from rest and changes the weights as it goes; `run` runs without
-    learning, with the weights in force. Weights, random readouts and the counters of their random
-    numbers last from one call to the next; traces do not. On "torch" the samples of a batch run
-    together, and their updates are summed over it by ETLP, and averaged where the loss is a mean
-    (DECOLLE, OTTT: B times less for each sample than one by one); on "lava" and "fused" they run
-    one after another, each with the weights that the one before left, as on a chip.
+    learning, with the weights in force. Weights, random readouts, the counters of their random
+    numbers and lasting transforms go on from one call to the next; traces do not. On "torch" the
+    samples of a batch run together, and their updates are summed over it by ETLP, and averaged
+    where the loss is a mean (DECOLLE, OTTT: B times less for each sample than one by one); on
+    "lava" and "fused" they run one after another, each with the weights that the one before left,
+    as on a chip.
 
     Args:
         network: what was built.
@@ -115,12 +117,28 @@ class LearningSession(Closing, ABC):
     @abstractmethod
     def _set_memory(self, arrays: dict[str, Array]) -> None: ...
 
+    def transforms(self) -> dict[str, State]:
+        """The states of the transforms that last, such as `GRASP`'s counts, by plan.
+
+        Each is {place in the plan, from "0": nested dict of NumPy arrays}, copied, and as before
+        step 0 where nothing was learned yet. Plans without such a transform are left out.
+        """
+        return {name: _copied(state) for name, state in self._lasting().items()}
+
+    @abstractmethod
+    def _lasting(self) -> dict[str, State]:
+        """What `transforms` copies."""
+
+    @abstractmethod
+    def _set_lasting(self, states: dict[str, State]) -> None:
+        """Take up states of the same structure; their arrays are given away."""
+
     def learned(self) -> Network:
         """The network with the weights in force, for `to_nir` (integers: `dequantise` it first)."""
         return self.network.with_weights(self.weights())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write weights, readouts and counters to one file, whole or not at all.
+        """Write weights, readouts, counters and lasting states to one file, whole or not at all.
 
         Raises:
             Invalid: the folder cannot be written.
@@ -129,6 +147,7 @@ class LearningSession(Closing, ABC):
         self._require_open()
         arrays = {f"weights/{name}": value for name, value in self.weights().items()}
         arrays |= {f"memory/{name}": value for name, value in self._memory().items()}
+        arrays |= {f"transforms/{name}": value for name, value in leaves(self.transforms())}
         save_arrays(path, arrays, {"learning": self._fingerprint(), "steps": self.steps})
 
     def load(self, path: str | os.PathLike[str]) -> None:
@@ -145,7 +164,7 @@ class LearningSession(Closing, ABC):
                 str(path), f"expected a checkpoint of {self._fingerprint()}, got one of "
                 f"{facts.get('learning')}", "Load it into a session with the same plans",
             )  # fmt: skip
-        parts: dict[str, dict[str, Array]] = {"weights": {}, "memory": {}}
+        parts: dict[str, dict[str, Array]] = {"weights": {}, "memory": {}, "transforms": {}}
         for name, value in arrays.items():
             kind, _, rest = name.partition("/")
             parts[kind][rest] = value
@@ -156,14 +175,37 @@ class LearningSession(Closing, ABC):
                 str(path), f"expected a checkpoint of weights {expected}, got {found}",
                 "Load it into a session with the same network",
             )  # fmt: skip
+        lasting = with_leaves(self.transforms(), parts["transforms"])
         self._set_weights(parts["weights"])
         self._set_memory(parts["memory"])
+        self._set_lasting(lasting)
         self.steps = int(facts["steps"])
 
     def _fingerprint(self) -> list[str]:
         plans = [f"{name}: {plan}" for name, plan in sorted(self.learning.plans.items())]
         signals = [f"{name}: {s}" for name, s in sorted(self.learning.signals.items())]
         return [f"{type(self).__name__} {self.network.precision}", *plans, *signals]
+
+
+def lasting_of(plan: Any, state: State) -> State:
+    """The states of a plan's lasting transforms, by their place in it; `state` is the plan's."""
+    transforms = enumerate(getattr(plan, "transforms", ()))
+    return {str(i): state["transforms"][str(i)] for i, t in transforms if t.lasting}
+
+
+def placed(plan: Any, state: State | None) -> State:
+    """{place: state} of a plan's one lasting transform, whose state a fixed plan holds bare."""
+    places = [str(i) for i, t in enumerate(getattr(plan, "transforms", ())) if t.lasting]
+    return {places[0]: state} if state else {}
+
+
+def with_states(state: State, lasting: State) -> State:
+    """A plan's state with others for the transforms that `lasting` names."""
+    return {**state, "transforms": {**state["transforms"], **lasting}}
+
+
+def _copied(state: State) -> State:
+    return {k: _copied(v) if isinstance(v, dict) else np.array(v) for k, v in state.items()}
 
 
 def _targets(target: Any, steps: int, batch: int, classes: int, batched: bool) -> Floats:

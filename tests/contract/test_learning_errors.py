@@ -329,7 +329,7 @@ FIXED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "rate_max": (decolle_for(NET, 3, 0.1), {"rate_max": -1.0}, r"in->h: .*rate_max >= 0"),
     "accumulate": (
         cases.behind(decolle_for(NET, 3, 0.1), Accumulate(5)), {},
-        r"in->h: expected BurnIn or Late in fixed point, got Accumulate",
+        r"in->h: expected BurnIn, GRASP or Late in fixed point, got Accumulate",
     ),
     "per synapse": (
         decolle_for(NET, 3, 0.1, trace="synapse"), {},

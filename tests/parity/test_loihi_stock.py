@@ -16,7 +16,19 @@ import pytest
 
 from grasp_plugin import lava_session
 from grasp_plugin.backends.loihi import learning_dense
-from grasp_plugin.learning import Factors, Rule, ThreeFactor, decolle, etlp, etlp_output, ottt, sltt
+from grasp_plugin.learning import (
+    GRASP,
+    Factors,
+    Plan,
+    Rule,
+    ThreeFactor,
+    decolle,
+    etlp,
+    etlp_output,
+    ottt,
+    sltt,
+)
+from grasp_plugin.learning.budget import Coverage, Fixed, Marginal, Sharpness
 from grasp_plugin.learning.loihi import LoihiForm, Product, loihi_form
 from grasp_plugin.learning.traces import (
     Average,
@@ -106,7 +118,7 @@ RULES = {
 
 
 def inner(rule: Rule) -> ThreeFactor:
-    return rule if isinstance(rule, ThreeFactor) else rule.rule  # type: ignore[attr-defined]
+    return rule if isinstance(rule, ThreeFactor) else inner(rule.rule)  # type: ignore[attr-defined]
 
 
 def stream(rng: Any) -> list[Factors]:
@@ -169,6 +181,33 @@ def stock(
     return np.stack(seen)[form.delay :]
 
 
+def gated_ports(plan: Plan, form: LoihiForm, steps: list[Factors], n: bool) -> list[dict[str, Any]]:
+    """What the y ports carry behind the form's row gate; n: it is told |p|^2."""
+    core, gate, out = inner(plan.rule), form.rows, []
+    assert gate is not None
+    state, trace = gate.init(N_O), core.trace.init(np.zeros((N_O, N_I)))
+    for t, factors in enumerate(steps):
+        p, trace = core.trace.update(factors, trace)
+        error = core.error(factors)[0] * (t >= form.burn_in)
+        more: Any = {"norm": float((p**2).sum())} if n else {}
+        error, state = gate.update(error, state, curvature=factors.curvature, **more)
+        out.append(form.y_ports(error))
+    return out
+
+
+def by_columns(rule: Rule, form: LoihiForm, steps: list[Factors], w: Any) -> Any:
+    """The rule whose delta is made where the input spikes `delay` steps after it, and nowhere else:
+    what `gate="x0"` expresses."""
+    state, out = rule.init(w), []
+    for t, factors in enumerate(steps):
+        delta, state = rule.update(factors, state, w)
+        after = t + form.delay
+        spikes = steps[after].pre[0] if after < len(steps) else np.zeros(N_I)
+        w = w + delta["weight"].dense() * spikes
+        out.append(w)
+    return np.stack(out)
+
+
 def worst(got: Any, want: Any) -> float:
     return float(np.abs(got - want).max())
 
@@ -191,6 +230,65 @@ def test_a_form_in_stock_lava_is_the_rule(name: str, target: str, rng: Any) -> N
     error, size = both(name, rng, target)
     assert error < 1e-12
     assert size > 1e-4  # every weight moved
+
+
+ROWS = {
+    "decolle": GRASP(Fixed(0.4), "magnitude", "row"),
+    "decolle, late neuron": GRASP(Fixed(0.4), "magnitude", "row"),
+    "decolle, burn-in": GRASP(Fixed(0.4), "error", "row"),
+    "ottt": GRASP(Marginal(0.4), "error", "row"),
+    "ottt, rate in the literal": GRASP(Fixed(0.5), "random", "row"),
+    "sltt": GRASP(Coverage(0.7), "magnitude", "row"),
+    "etlp lif": GRASP(Marginal(0.4), "pred_decrease", "row"),
+    "average": GRASP(Marginal(0.4), "magnitude", "row"),
+    "current": GRASP(Sharpness(0.4), "abs_gHg", "row"),
+}
+
+
+@pytest.mark.parametrize(("target", "gate"), [("lava", None), ("loihi", None), ("lava", "x0")])
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_gated_form_is_the_rule_with_row_gated_grasp(
+    name: str, target: str, gate: str | None, rng: Any
+) -> None:
+    make, delay = RULES[name]
+    plan, w = Plan(make(), (ROWS[name],)), rng.normal(size=(N_O, N_I))
+    bend = rng.random(N_O) / 50
+    steps = [replace(f, curvature=lambda u: u * bend) for f in stream(rng)]
+    form = loihi_form(plan, target=target, delay=delay, gate=gate)
+    want = by_columns(plan, form, steps, w) if gate else ours(plan, steps, w)
+    assert form.rows is not None
+    y = gated_ports(plan, form, steps, form.rows.needs_norm)
+    got = stock(form, np.stack([f.pre[0] for f in steps]), y, w)
+    share = np.mean([np.any([v != 0 for v in step.values()], axis=0) for step in y[30:]])
+    log.info("%s, %s, %s: %.1e, rows %.2f", name, target, gate, worst(got, want), share)
+    assert worst(got, want) < 1e-12
+    assert 0.1 < share < 0.8
+    assert np.ptp(want, axis=0).min() > 1e-5
+    if target == "lava":
+        all_rows = stock(form, np.stack([f.pre[0] for f in steps]), ports(make(), form, steps), w)
+        assert worst(all_rows, want) > 1e-3
+
+
+SPLIT = ("decolle", "decolle, late neuron", "ottt", "ottt, hard reset", "sltt", "etlp alif")
+
+
+@pytest.mark.parametrize(
+    ("name", "target"), [*((name, "lava") for name in RULES), *((name, "loihi") for name in SPLIT)]
+)
+def test_a_column_gated_form_is_the_rule_times_the_next_input(
+    name: str, target: str, rng: Any
+) -> None:
+    make, delay = RULES[name]
+    rule, steps, w = make(), stream(rng), rng.normal(size=(N_O, N_I))
+    form = loihi_form(rule, target=target, delay=delay, gate="x0")
+    want = by_columns(rule, form, steps, w)
+    got = stock(form, np.stack([f.pre[0] for f in steps]), ports(rule, form, steps), w)
+    log.info("%s, %s: %.1e", name, target, worst(got, want))
+    assert worst(got, want) < 1e-12
+    assert np.ptp(want, axis=0).min() > 1e-5
+    assert worst(got, ours(rule, steps, w)) > 1e-3  # another rule than the one without a gate
+    off = replace(form, delay=1 - form.delay)  # and no other step's input
+    assert worst(got, by_columns(rule, off, steps, w)) > 1e-3
 
 
 def without(symbol: str) -> Any:
@@ -272,15 +370,23 @@ FIXED = {
 }
 
 
-def in_integers(rule: Rule, form: LoihiForm, tag: str = "") -> tuple[Any, Any]:
+def in_integers(rule: Rule, form: LoihiForm, tag: str = "", gate: Any = None) -> tuple[Any, Any]:
     """(weights in the fixed tag, weights of the rule in floats) for y that are whole."""
     rng = np.random.default_rng(3)
     pre = (rng.random((STEPS, N_I)) < 0.15).astype(float)
     errors = rng.integers(-20, 45, (STEPS, N_O)) / form.scale
     w = 2 * rng.integers(-20, 20, (N_O, N_I))
+    if form.rows is not None:
+        state, kept = form.rows.init(N_O), []
+        for e in errors:
+            error, state = form.rows.update(e, state)
+            kept.append(error)
+        errors = np.stack(kept)
     y = [{k: np.round(v) for k, v in form.y_ports(e).items()} for e in errors]
     core = replace(inner(rule), surrogate=None, bias=None)
     steps = [Factors(p[None], signal=e[None]) for p, e in zip(pre, errors, strict=True)]
+    if gate:
+        return stock(form, pre, y, w, tag), by_columns(core, form, steps, w.astype(float))
     return stock(form, pre, y, w, tag), ours(core, steps, w.astype(float))
 
 
@@ -292,6 +398,23 @@ def test_both_targets_are_the_same_weights_in_integers(name: str) -> None:
         runs.append(in_integers(rule, form)[0])
     assert np.array_equal(*runs)
     assert all(len(np.unique(column)) > 10 for column in runs[0].reshape(STEPS, -1).T)
+
+
+@pytest.mark.parametrize("gate", [None, "x0"])
+@pytest.mark.parametrize("name", FIXED)
+def test_gated_forms_in_integers(name: str, gate: str | None) -> None:
+    """The same weights for both targets, and near the gated rule in floats."""
+    plan, runs = Plan(FIXED[name](), (GRASP(Fixed(0.5), "error", "row"),)), []
+    for target in TARGETS:
+        form = loihi_form(plan, target=target, precision="fixed", gate=gate)
+        runs.append(in_integers(plan, form, gate=gate))
+    assert np.array_equal(runs[0][0], runs[1][0])
+    got, want = runs[0]
+    size = np.abs(want - want[0]).max()
+    log.info("%s, %s: off by %.3f of %.0f", name, gate, worst(got, want) / size, size)
+    assert size > 10
+    assert np.abs(want).max() < 250
+    assert worst(got, want) < max(0.2 * size, 8)
 
 
 SHIFTS = [

@@ -15,8 +15,10 @@ import torch
 from grasp_plugin.backends.loihi import learning_dense, stock_rule
 from grasp_plugin.errors import Invalid, Refused
 from grasp_plugin.learning import (
+    GRASP,
     Accumulate,
     BurnIn,
+    Factors,
     Late,
     Plan,
     Rule,
@@ -27,7 +29,10 @@ from grasp_plugin.learning import (
     ottt,
     sltt,
 )
+from grasp_plugin.learning.budget import Budget, Coverage, Fixed, Marginal, Sharpness
+from grasp_plugin.learning.grasp import SCORES
 from grasp_plugin.learning.loihi import Product, loihi_form
+from grasp_plugin.learning.loihi_gates import RowGate
 from grasp_plugin.learning.rule import Trace
 from grasp_plugin.learning.traces import (
     AdaptiveThreshold,
@@ -64,6 +69,12 @@ FORMS = [  # rule, options, dw, dt, scale
     (ottt(1 / 2), {"precision": "fixed"}, "-2^-1*u0*x1*y1 + x0*y1", None, 1),
     (ottt(1 / 4, decay=0.25), {"precision": "fixed"}, "-2^-1*u0*x1*y1 + x0*y1", None, 1),
     (sltt(1.0), {}, "-u0*t*y1", "x0 - u0*t", 1),
+    (ottt(1 / 16), {"gate": "x0"}, "-2^-3*x0*x1*y1 + 2^-3*x0*y1", None, 1),
+    (sltt(1.0), {"gate": "x0"}, "-x0*t*y1", "x0 - u0*t", 1),
+    (
+        ottt(1 / 2), {"gate": "x0", "target": "loihi", "precision": "fixed"},
+        "-2^-1*x0*x1*y2 + x0*y2 + 2^-1*x0*x1*y3 - x0*y3", None, 1,
+    ),
     (sltt(1.0), {"precision": "fixed"}, "-u0*t*y1", "2^5*x0 - u0*t", 1),
     (ottt(1.0, reset="value"), {}, "-u0*t*y1", "x0 - u0*t*y2", 1),
     (
@@ -186,6 +197,7 @@ class Other(Trace):
         return factors.pre, {}
 
 
+ROWS = GRASP(Fixed(0.5), "magnitude", "row")
 FIXED, LOIHI = {"precision": "fixed"}, {"target": "loihi"}
 REFUSED = [
     (decolle(0.1, alpha=0.9, beta=0.9), {}, r"decolle: expected alpha != beta, got 0\.9 for both"),
@@ -207,7 +219,17 @@ REFUSED = [
     (bare(AdaptiveThreshold(0.5, 0.75, -1.0)), LOIHI, r"theta >= 0 for target 'loihi', got -1\.0"),
     (etlp(0.1, theta=0.0, low_pass_ms=20.0), {}, r"etlp: expected an unfiltered .*got EProp"),
     (Plan(ottt(0.1), (Accumulate(6),)), {}, r"updates at every step, got Accumulate\(6\): .*one k"),
-    (Plan(ottt(0.1), (Late(2),)), {}, r"ottt hidden: expected BurnIn only, got Late: no Loihi"),
+    (Plan(ottt(0.1), (Late(2),)), {}, r"ottt hidden: expected BurnIn or GRASP only, got Late"),
+    (Plan(ottt(0.1), (ROWS, BurnIn(3))), {}, r"one GRASP behind all BurnIns, got BurnIn behind it"),
+    (Plan(ottt(0.1), (ROWS, ROWS)), {}, r"one GRASP behind all BurnIns, got GRASP behind it"),
+    (
+        Plan(ottt(0.1), (GRASP(),)), {},
+        r"granularity 'row', got 'weight': .* no product for a single synapse's choice or threshold"
+        r".*Use GRASP\(granularity='row'\), gate='x0' for columns",
+    ),
+    (Plan(ottt(0.1), (GRASP(granularity="block", block=(2, 2)),)), {}, r"'row', got 'block'"),
+    (Plan(ottt(0.1), (GRASP(granularity="column"),)), {}, r"'row', got 'column'"),
+    (Plan(ottt(0.1, reset="value"), (ROWS,)), {}, r"one trace for all neurons .*got SynapticExp"),
     (bare(Other()), {}, r"bare: expected a trace of learning\.traces, got Other"),
 ]  # fmt: skip
 
@@ -224,6 +246,64 @@ def test_another_kind_of_rule_is_refused() -> None:
 
     with pytest.raises(Refused, match="expected ThreeFactor or a Plan of one, got Unknown"):
         loihi_form(Unknown())
+
+
+BUDGETS = [Fixed(0.3), Marginal(0.3), Coverage(0.6), Sharpness(0.3, follows="gradient")]
+
+
+@pytest.mark.parametrize("like", [np.asarray, torch.asarray])
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("budget", BUDGETS, ids=str)
+def test_the_rows_are_those_that_grasp_chooses(budget: Budget, score: str, like: Any) -> None:
+    """Without |p|^2 too, where only ratios of rows decide."""
+    rng, grasp = np.random.default_rng(3), GRASP(budget, score, "row")
+    rule = bare(Exponential(0.8))
+    gate = loihi_form(Plan(rule, (grasp,))).rows
+    assert gate == RowGate(grasp, 0.1)
+    weight, plan, core = np.zeros((12, 7)), Plan(rule, (grasp,)), rule.trace
+    state, trace, rows = plan.init(weight), core.init(weight), gate.init(12)
+    bend, counts = rng.random(12), []
+    for _ in range(40):
+        pre, d = (rng.random((1, 7)) < 0.5).astype(float), rng.normal(size=(1, 12)) / 3
+        factors = Factors(pre, direct=d, curvature=lambda u: u * like(bend))
+        p, trace = core.update(factors, trace)
+        numpy_factors = replace(factors, curvature=lambda u: u * bend)
+        delta, state = plan.update(numpy_factors, state, weight)
+        norm = float((p**2).sum())
+        known = {"norm": norm} if gate.needs_norm else {}
+        error, rows = gate.update(like(d[0]), rows, curvature=factors.curvature, **known)
+        wanted = delta["weight"].picked.mask().any(axis=1)
+        if not norm:  # nothing to write, whatever y
+            assert not wanted.any()
+            continue
+        assert np.array_equal(np.asarray(error), np.where(wanted, d[0], 0))
+        counts.append(wanted.sum())
+    assert 0 < np.mean(counts) < 12
+    assert rows["dense"][0] == 12 * 40
+
+
+def test_a_neuron_without_the_norm_is_told_so() -> None:
+    free = {
+        (score, type(budget).__name__)
+        for score in SCORES
+        for budget in BUDGETS
+        if not RowGate(GRASP(budget, score, "row"), 0.1).needs_norm
+    }
+    ratios = {(s, b) for s in SCORES for b in ("Fixed", "Coverage") if s != "pred_decrease"}
+    assert free == ratios | {("error", "Marginal")}
+    gate = RowGate(GRASP(Marginal(0.1), "magnitude", "row"), 0.1)
+    with pytest.raises(
+        Refused, match=r"the norm \|p\|\^2 .* the neuron that sends y does not know"
+    ):
+        gate.update(np.ones(3), gate.init(3))
+    bent = RowGate(GRASP(Fixed(0.1), "abs_gHg", "row"), 0.1)
+    with pytest.raises(Invalid, match=r"expected Factors\.curvature"):
+        bent.update(np.ones(3), bent.init(3))
+
+
+def test_an_unknown_gate_is_named() -> None:
+    with pytest.raises(Invalid, match="expected gate None or 'x0', got 'y0'"):
+        loihi_form(ottt(0.1), gate="y0")
 
 
 @pytest.mark.parametrize("options", [{"target": "chip"}, {"precision": "int8"}])

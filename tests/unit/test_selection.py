@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from grasp_plugin.errors import Invalid
+from grasp_plugin.learning import selection_kernels as kernels
 from grasp_plugin.learning.selection import above, covering, top, write_picked
 
 ROW = arrays(np.float64, st.integers(1, 12), elements=st.floats(-4, 4))
@@ -79,3 +80,31 @@ def test_only_picked_weights_are_written() -> None:
 def test_bad_input(call: object, message: str) -> None:
     with pytest.raises(Invalid, match=message):
         call()  # type: ignore[operator]
+
+
+@settings(max_examples=300, deadline=None)
+@given(arrays(np.float64, st.integers(0, 40), elements=st.floats(-1e300, 1e300)))
+def test_falling_is_a_stable_sort(values: np.ndarray) -> None:
+    assert np.array_equal(kernels.falling(values), np.argsort(-values, kind="stable"))
+
+
+def test_falling_where_values_share_their_upper_bits_or_are_equal() -> None:
+    rng = np.random.default_rng(2)
+    for values in (
+        1 + rng.random(500) * 1e-12, -1 - rng.random(500) * 1e-12, np.zeros(300),
+        rng.choice([-0.0, 0.0], 300), rng.integers(-3, 3, 999) * 1.0, rng.normal(size=3000),
+    ):  # fmt: skip
+        assert np.array_equal(kernels.falling(values), np.argsort(-values, kind="stable"))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("k", [1, 60, 700, 1200])
+def test_writes_are_the_same_numbers_in_either_order_of_memory(order: str, k: int) -> None:
+    """Rows that are passed whole and rows of which little is written."""
+    rng = np.random.default_rng(3)
+    w = np.asarray(rng.normal(size=(30, 40)), order=order)  # type: ignore[call-overload]
+    left, right = rng.normal(size=30), rng.random(40)
+    picked = top(left**2, right**2, k)
+    wanted = np.where(picked.mask(), w + np.outer(-0.1 * left, right), w)
+    assert write_picked(w, left, right, -0.1, picked) == k
+    assert np.array_equal(w, wanted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,11 @@ from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 from grasp_plugin.learning.convolved import conv_back, core_of, patches
 from grasp_plugin.learning.fixed import FixedSynapses
 from grasp_plugin.learning.kernels import add_delta, gather
+from grasp_plugin.learning.local_curvature import KnownDirection
 from grasp_plugin.learning.online import refuse_unless_finite
+from grasp_plugin.learning.price_post import Post
 from grasp_plugin.learning.rule import Factors, Rule, with_lasting
+from grasp_plugin.learning.shared_budget import report, with_price
 from grasp_plugin.network.weights import Conv
 from grasp_plugin.processes.plastic.process import PlasticConv, PlasticDense
 
@@ -39,6 +43,9 @@ class _Plastic(PyLoihiProcessModel):
         self.late = int(proc_params["late"])
         self.surrogate = proc_params["surrogate"]
         self.uses_active = bool(proc_params["uses_active"])
+        self.curvature_macs = int(proc_params["curvature_macs"])
+        holder = proc_params["holder"]
+        self.price_post = None if holder is None else Post(holder)
         self.window = ENDLESS  # steps of learning from `first` on
         self.name = str(proc_params.get("name", "plastic synapses"))
         self.state: Any = None
@@ -52,6 +59,8 @@ class _Plastic(PyLoihiProcessModel):
             matrix = self.weights.reshape(len(self.weights), -1)
             self.state = with_lasting(core_of(self.plan), self.plan.init(matrix), self.state)
         self.pre, self.factors = None, None
+        if self.price_post is not None:
+            self.price_post.rest()
         self.waiting.clear()
         self.age[0] = 0
 
@@ -62,6 +71,7 @@ class _Plastic(PyLoihiProcessModel):
         signal, margin = self.signal_in.recv(), self.in_float(self.margin_in.recv())
         post = self.post_in.recv()[None] if self.post_in.csp_ports else None
         active = self.active_in.recv()[None] if self.uses_active else None
+        bent = self.bent_in.recv()[None] if self.bent_in.csp_ports else None
         self.waiting.append((pre[None], margin[None], post, active))
         now = int(self.age[0]) - self.first - self.late
         self.age[0] += 1
@@ -69,11 +79,20 @@ class _Plastic(PyLoihiProcessModel):
         if len(self.waiting) > self.late:
             pre, margin, post, active = self.waiting.popleft()
             if 0 <= now < self.window:
-                self.factors = Factors(pre, signal[None], margin, spikes=post, active=active)
+                seen = Factors(pre, signal[None], margin, spikes=post, active=active)
+                self.factors = seen if bent is None else self._bending(seen, bent)
         if self.back_out.csp_ports:
             self.back_out.send(self._error_below())
-        if self.plan is not None and self.factors is not None:
+        if self.price_post is not None:
+            self._learn_at_price(self.price_post)
+        elif self.plan is not None and self.factors is not None:
             self.learn(self.factors)
+
+    def _bending(self, seen: Factors, bent: Any) -> Factors:
+        """The factors with the curvature along their own error."""
+        plan: Any = core_of(self.plan)
+        error = plan.rule.error(seen)
+        return replace(seen, curvature=KnownDirection(error, bent, self.curvature_macs))
 
     def _error_below(self) -> Any:
         """W^T d, d = dL/dm of this step's factors."""
@@ -85,15 +104,29 @@ class _Plastic(PyLoihiProcessModel):
             error = error * self.surrogate.first(seen.membrane)
         return self.backward((error if seen.active is None else error * seen.active)[0])
 
+    def _learn_at_price(self, post: Post) -> None:
+        """Write at a shared price, and report what was written."""
+        log_price, taken = post.price(float(self.price_in.recv()[0])), (0, 0.0)
+        if self.factors is not None:
+            at = post.place.at
+            self.state = with_price(self.plan_state(), at, log_price)
+            self.learn(self.factors)
+            taken = report(self.state, at)
+        self.taken_out.send(post.report(*taken))
+
+    def plan_state(self) -> Any:
+        """The state of a float plan; that of before step 0, if it has none yet."""
+        if self.state is None:
+            return self.plan.init(self.weights.reshape(len(self.weights), -1))
+        return self.state
+
     def learn(self, factors: Factors) -> None:
         """Write the weights, at the end of the spiking phase, when all that a synapse sees is here.
 
         A learning phase would be one more round of synchronisation for every Process of the graph.
         """
         matrix = self.weights.reshape(len(self.weights), -1)
-        if self.state is None:
-            self.state = self.plan.init(matrix)
-        delta, self.state = self.plan.update(factors, self.state, matrix)
+        delta, self.state = self.plan.update(factors, self.plan_state(), matrix)
         step = int(self.age[0]) - 1 - self.first - self.late  # of the sequence
         refuse_unless_finite(delta, self.state, self.name, step)
         add_delta(self.weights, delta)
@@ -120,7 +153,10 @@ class _PlasticFloat(_Plastic):
     margin_in: Any = LavaPyType(PyInPort.VEC_DENSE, float)
     post_in: Any = LavaPyType(PyInPort.VEC_DENSE, float)
     active_in: Any = LavaPyType(PyInPort.VEC_DENSE, float)
+    bent_in: Any = LavaPyType(PyInPort.VEC_DENSE, float)
     back_out: Any = LavaPyType(PyOutPort.VEC_DENSE, float)
+    price_in: Any = LavaPyType(PyInPort.VEC_DENSE, float)
+    taken_out: Any = LavaPyType(PyOutPort.VEC_DENSE, float)
     weights: Any = LavaPyType(np.ndarray, float)
     age: Any = LavaPyType(np.ndarray, int)
 
@@ -147,7 +183,10 @@ class _PlasticFixed(_Plastic):
     margin_in: Any = LavaPyType(PyInPort.VEC_DENSE, np.int32)
     post_in: Any = LavaPyType(PyInPort.VEC_DENSE, np.int32)
     active_in: Any = LavaPyType(PyInPort.VEC_DENSE, np.int32)
+    bent_in: Any = LavaPyType(PyInPort.VEC_DENSE, float)
     back_out: Any = LavaPyType(PyOutPort.VEC_DENSE, float)
+    price_in: Any = LavaPyType(PyInPort.VEC_DENSE, float)
+    taken_out: Any = LavaPyType(PyOutPort.VEC_DENSE, float)
     weights: Any = LavaPyType(np.ndarray, np.int16, precision=8)
     age: Any = LavaPyType(np.ndarray, int)
 

@@ -16,6 +16,7 @@ from lava.magma.core.process.variable import Var
 from grasp_plugin.errors import Invalid, Refused
 from grasp_plugin.learning.convolved import Convolved
 from grasp_plugin.learning.fixed_plan import FixedPlan
+from grasp_plugin.learning.price_post import Place
 from grasp_plugin.learning.rule import Rule
 from grasp_plugin.network.weights import Conv
 from grasp_plugin.neurons.surrogate import Surrogate
@@ -32,13 +33,16 @@ class _Plastic(AbstractProcess):
         late: int = 0,
         surrogate: Surrogate | None = None,
         uses_active: bool = False,
+        curvature_macs: int = 0,
+        holder: Place | None = None,
         weight_exp: int = 0,
         scale: float = 1.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(
             plan=plan, first_step=first_step, late=late, surrogate=surrogate,
-            uses_active=uses_active, weight_exp=weight_exp, scale=scale, **kwargs,
+            uses_active=uses_active, curvature_macs=curvature_macs, weight_exp=weight_exp,
+            scale=scale, holder=holder, **kwargs,
         )  # fmt: skip
         if plan is not None and not isinstance(plan, (Rule, FixedPlan)):
             got = type(plan).__name__
@@ -47,9 +51,12 @@ class _Plastic(AbstractProcess):
     def _ports(self, inputs: int, outputs: int, weights: Any) -> None:
         self.s_in = InPort(shape=(inputs,))
         self.a_out = OutPort(shape=(outputs,))
-        for name in ("signal_in", "margin_in", "post_in", "active_in"):
+        for name in ("signal_in", "margin_in", "post_in", "active_in", "bent_in"):
             setattr(self, name, InPort(shape=(outputs,)))
         self.back_out = OutPort(shape=(inputs,))
+        holder = self.proc_params["holder"]
+        self.price_in = InPort(shape=(1,))
+        self.taken_out = OutPort(shape=(1 if holder is None else 2 * holder.holders,))
         self.weights = Var(shape=np.shape(weights), init=weights)
         self.age = Var(shape=(1,), init=0)
 
@@ -67,6 +74,10 @@ class PlasticDense(_Plastic):
         margin_in (N_o,): membrane minus threshold, `ResetLIF.margin_out`.
         post_in (N_o,): its spikes; active_in (N_o,): `ResetLIF.active_out`, 0 where refractory;
             connect them where the plan needs them (a hard reset; a refractory count).
+        bent_in (N_o,): curvature M d along the error d of these synapses, from
+            `LearningSignal.bent_out`, with signal_in; connect it where a plan asks for curvature.
+        price_in (1,), taken_out (2 holders,): with a `holder` only: the price of a write and what
+            was written at it, from and to `BudgetScheduler`.
         back_out (N_i,): W^T d with d = signal sigma'(margin), for the layer below.
 
     Args:
@@ -77,6 +88,8 @@ class PlasticDense(_Plastic):
         late: by how many steps the signal comes after the spike that it judges.
         surrogate: sigma' of `back_out`; None: 1.
         uses_active: active_in is connected.
+        holder: its place among the connections that share a price; None: it shares none.
+        curvature_macs: multiplications that M d takes, for the plan's own count of them.
         weight_exp: "fixed_pt": the sum is shifted by it, as in Lava's Dense.
         scale: "fixed_pt": weight LSBs per unit of float of the target, S of `quantise`.
 

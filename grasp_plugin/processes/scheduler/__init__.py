@@ -1,0 +1,1 @@
+"""Update scheduling over several projections: a price that they share."""
