@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import csv
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ FASTER = ("random_k", "every_m", "random_steps")  # few writes of no choice: thr
 ORDER = [(r, t) for t in ("digits", "nmnist", "spoken") for r in ("decolle", "etlp", "ottt")]
 FIELDS = (
     "rule", "task", "pass", "policy", "share", "lr", "seed", "writes", "writes_per_nz",
-    "issued", "dense", "dense_nz", "steps", "accuracy_validation", "accuracy_test",
+    "steps", "accuracy_validation", "accuracy_test",
     "drift_before", "drift_after", "drift_prequential",
 )  # fmt: skip
 
@@ -184,25 +184,20 @@ class Pass:
 
 
 def rows(rule: str, task: str, number: int, engine: Engine, found: dict[str, Any]) -> list[Any]:
-    """Found columns as rows of the CSV file; counts by projection, in the network's order."""
+    """Found columns as rows of the CSV file; writes are summed over projections."""
     dense = (engine.scheduler.rows * engine.scheduler.columns).cpu().numpy()
     out = []
     for i, run in enumerate(engine.runs):
         issued, alive, steps = found["issued"][i], found["dense_nz"][i], int(found["steps"][i])
         row = {
             "rule": rule, "task": task, "pass": number, "policy": run.policy.name,
-            "share": run.share, "lr": run.lr, "seed": run.seed, "steps": steps,
+            "share": run.share, "lr": f"{run.lr:g}", "seed": run.seed, "steps": steps,
             "writes": f"{issued.sum() / (steps * dense.sum()):.6g}",
             "writes_per_nz": f"{issued.sum() / max(int(alive.sum()), 1):.6g}",
-            "issued": _joined(issued), "dense": _joined(steps * dense), "dense_nz": _joined(alive),
         }  # fmt: skip
-        row |= {n: f"{found[n][i]:.6g}" for n in FIELDS[13:] if n in found}
+        row |= {n: f"{found[n][i]:.6g}" for n in FIELDS[10:] if n in found}
         out.append(row)
     return out
-
-
-def _joined(values: Iterable[Any]) -> str:
-    return ";".join(str(int(v)) for v in values)
 
 
 # --- the study ------------------------------------------------------------------------------------
@@ -214,7 +209,8 @@ class Study:
 
     Args:
         data: folder with the archives of `_grasp_tasks`; out: where the CSV file is.
-        seeds, shares: how many and which; rates: learning rates, None: the rule's own; samples: at most so many are learned, None: all.
+        seeds, shares: how many and which; rates: learning rates, None: the rule's own.
+        samples: at most so many are learned, None: all.
         say: where lines of progress go.
     """
 

@@ -13,6 +13,14 @@ from typing import Any
 import numpy as np
 
 from grasp_plugin.accuracy import Curve, prequential
+from grasp_plugin.cli_learn_writes import (
+    add_writes,
+    check_writes,
+    fewer_writes,
+    provenance_of,
+    writes_facts,
+    writes_text,
+)
 from grasp_plugin.data.samples import Samples, read_samples, split
 from grasp_plugin.errors import Invalid, Refused
 from grasp_plugin.learning.rule import Plan
@@ -59,6 +67,7 @@ def add_learn(verbs: Any) -> argparse.ArgumentParser:
     learn.add_argument("--frozen", nargs="+", action="extend", default=[], metavar="NAME",
                        help="what does not learn: projections, biases, or a population "
                        "for all into it")  # fmt: skip
+    add_writes(learn)
     learn.add_argument("--classes", type=int, help="default: the size of the output population")
     learn.add_argument("--output", metavar="LEARNED.nir", help="the network with its new weights")
     learn.add_argument("--plot", metavar="ACC.png", help="accuracy over time")
@@ -124,6 +133,7 @@ def _job(arguments: Any, network: Network) -> _Job:
     if arguments.precision == "fixed":
         _refuse_shared_biases(network, frozen)
     learning = learning_for(arguments, network, classes, frozen)
+    learning = fewer_writes(learning, network, arguments)
     if arguments.precision == "fixed":
         from grasp_plugin.network.quantise import quantise
 
@@ -149,6 +159,7 @@ def _check_options(arguments: Any) -> None:
         raise Invalid(
             "--held-out", f"expected a share in [0, 1), got {arguments.held_out}", "Pass e.g. 0.2"
         )
+    check_writes(arguments)
     for name in ("output", "plot", "checkpoint"):  # hours of learning must not end in a lost file
         path = getattr(arguments, name)
         if path and not Path(path).resolve().parent.is_dir():
@@ -250,6 +261,7 @@ def _write(job: _Job, learned: Network, steps: int, path: str) -> None:
         "learning_precision": a.precision, "learning_seed": str(a.seed),
         "learning_steps": str(steps),
         "learning_frozen": ", ".join(job.frozen), "learning_from": Path(a.model).name,
+        **provenance_of(a),
     }  # fmt: skip
     write_nir(to_nir(learned, provenance), path)
 
@@ -276,7 +288,8 @@ def _facts(
             {"after_samples": n, "accuracy": share}
             for n, share in zip(curve.held_samples, curve.held_out, strict=True)
         ],
-        "clipped": clipped, "output": a.output, "plot": a.plot, "checkpoint": a.checkpoint,
+        "writes": writes_facts(a, session), "clipped": clipped,
+        "output": a.output, "plot": a.plot, "checkpoint": a.checkpoint,
     }  # fmt: skip
 
 
@@ -319,6 +332,8 @@ def _text(facts: dict[str, Any]) -> str:
     if facts["per_synapse"]:
         lines.insert(2, f"per-synapse traces, as the reset, decays or threshold need them: "
                      f"{', '.join(facts['per_synapse'])}")  # fmt: skip
+    if facts["writes"]:
+        lines.append(writes_text(facts["writes"]))
     met = {n: c for n, c in facts["clipped"].items() if any(c.values())}
     if met:
         lines.append(f"met their limit in fixed point: {met}")

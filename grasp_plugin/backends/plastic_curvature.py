@@ -61,7 +61,7 @@ def _checked(name: str, population: str, grasp: GRASP, learner: OnlineLearner) -
         )  # fmt: skip
     if isinstance(learner.rules[name], (Convolved, SharedBias)):
         what = "weights that the positions of a convolution share"
-        _refuse(name, "dense weights", what, MAGNITUDE)
+        _refuse(name, "dense weights", what)
     if not isinstance(plan.rule, ThreeFactor):
         _refuse(name, "a three-factor rule", type(plan.rule).__name__)
     if not plan.rule.trace.rank_one:

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
+from grasp_plugin.learning.rule import Array, size
 from grasp_plugin.learning.selection import Pairs, Picked, write_picked
-
-Array = Any  # a NumPy array or torch tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +55,7 @@ class Chosen:
 
     def bound(self) -> float:
         """At least the largest |entry|; infinite or NaN if a factor is."""
-        return float(np.abs(self.left).sum() * np.abs(self.right).sum() * abs(self.scale))
+        return abs(self.scale) * size(self.left) * size(self.right)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +97,7 @@ class Sparse:
 
     def bound(self) -> float:
         """At least the largest |entry|; infinite or NaN if one is."""
-        return float(np.abs(self.values).sum())
+        return size(self.values)
 
 
 def from_state(state: Mapping[str, Array]) -> Chosen | Sparse:

@@ -101,15 +101,16 @@ class FixedSynapses:
         if self.steps <= self.plan.burn_in:
             return np.zeros(self.outputs, np.int64)
         wanted = -self.plan.y_scale * self.plan.rule.error(factors)[0]
-        if not np.all(np.isfinite(wanted)):
+        if not np.isfinite(wanted).all():
             raise Invalid(
                 self.plan.name, "expected finite errors, got NaN or infinity at step "
                 f"{self.steps - 1}", "Go on from the weights kept, with a smaller learning rate",
             )  # fmt: skip
         draw = uniform(self.plan.seed, np.array([self.draws * 4]), wanted.size, wanted)
-        y = np.floor(wanted + draw).astype(np.int64)
-        self.clipped["errors"] += int(np.sum((y < Y_MIN) | (y > Y_MAX)))
-        return np.clip(y, Y_MIN, Y_MAX)
+        rounded = np.floor(wanted + draw)
+        y = np.minimum(np.maximum(rounded, Y_MIN), Y_MAX)
+        self.clipped["errors"] += int(np.count_nonzero(y != rounded))
+        return y.astype(np.int64)
 
     def pick(self, y: Array, x: Array, factors: Factors) -> Selection | None:
         """The synapses to write at this step; None: all. Advances `transforms`.

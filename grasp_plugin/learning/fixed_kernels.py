@@ -9,30 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 
+from grasp_plugin.learning.counter_random import GOLDEN, jit, key_of, mix
 from grasp_plugin.learning.selection import Pairs, Picked
-
-jit = numba.njit(cache=True, nogil=True)
-
-GOLDEN = np.uint32(0x9E3779B9)
-FIRST, SECOND = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
-S15, S16 = np.uint32(15), np.uint32(16)
-
-
-@jit
-def mix(x):
-    """`counter_random`'s bijection of 32-bit words."""
-    x = np.uint32((x ^ (x >> S16)) * FIRST)
-    x = np.uint32((x ^ (x >> S15)) * SECOND)
-    return np.uint32(x ^ (x >> S16))
-
-
-@jit
-def _key(seed, step, stream):
-    word = np.uint32(mix(np.uint32(step * 4 + stream)) ^ np.uint32(seed))
-    return mix(word)
 
 
 @jit
@@ -89,19 +69,32 @@ def _write_sums(weights, sums, bits, low, high, key):
 
 @jit
 def _write_counts(weights, y, x, counts, order, bits, low, high, key):
-    """weights[o, i] += 2 SR(y[o] x[i] / 2^bits), i = order[c], c < counts[o]; index o N_i + i."""
+    """weights[o, i] += 2 SR(y[o] x[i] / 2^bits), i = order[c], c < counts[o]; index o N_i + i.
+
+    Row by row: read, then change in 32 bits and without a branch, then write.
+    """
     clipped, changed = 0, 0
-    mask = np.uint32((1 << bits) - 1)
+    mask, one, n = np.uint32((1 << bits) - 1), np.int32(1), order.size
+    at, falling, places = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.uint32)
+    old, new = np.empty(n, np.int32), np.empty(n, np.int32)
+    for c in range(n):
+        at[c], falling[c], places[c] = order[c], x[order[c]], np.uint32(order[c]) * GOLDEN
     for o in range(counts.size):
-        for c in range(counts[o]):
-            i = order[c]
-            index = np.uint32(o * weights.shape[1] + i)
-            word = mix(np.uint32(key + index * GOLDEN)) & mask
-            value = np.int64(weights[o, i]) + (((y[o] * x[i] + np.int64(word)) >> bits) << 1)
-            bounded = min(max(value, low), high)
-            clipped += value != bounded
-            changed += bounded != weights[o, i]
-            weights[o, i] = bounded
+        if counts[o] == 0:
+            continue
+        a, first = np.int32(y[o]), np.uint32(key + np.uint32(o * weights.shape[1]) * GOLDEN)
+        count, line, met, moved = np.int32(counts[o]), weights[o], np.int32(0), np.int32(0)
+        for c in range(count):
+            old[c] = line[at[c]]
+        for c in range(count):
+            word = mix(np.uint32(first + places[c])) & mask
+            value = old[c] + (((a * falling[c] + np.int32(word)) >> bits) << one)
+            new[c] = min(max(value, low), high)
+            met += np.int32(value != new[c])
+            moved += np.int32(new[c] != old[c])
+        for c in range(count):
+            line[at[c]] = new[c]
+        clipped, changed = clipped + int(met), changed + int(moved)
     return clipped, changed
 
 
@@ -124,7 +117,7 @@ def _write_pairs(weights, products, rows, columns, bits, low, high, key):
 
 def key(seed: int, step: int, stream: int) -> Any:
     """The key of one step's random words; streams 0 to 3 are independent."""
-    return _key(np.uint32(seed & 0xFFFFFFFF), np.uint32(step & 0x3FFFFFFF), np.uint32(stream))
+    return key_of(np.uint32(seed & 0xFFFFFFFF), np.uint32((step & 0x3FFFFFFF) * 4 + stream))
 
 
 def decay(x: Any, decay: int, impulse: int, spikes: Any, key: Any, limit: int) -> int:
@@ -159,8 +152,8 @@ def write_picked(
         wide = y.astype(np.int64)[picked.rows] * x[picked.columns]
         return _pairs(weights, wide, picked, shift, low, high, key)
     found: Any = _write_counts(
-        weights, y.astype(np.int64), x.astype(np.int64), picked.counts, picked.order, shift + 1,
-        low, high, np.uint32(key),
+        weights, y, x, picked.counts, picked.order, shift + 1, np.int32(low), np.int32(high),
+        np.uint32(key),
     )  # fmt: skip
     return int(found[0]), int(found[1])
 

@@ -120,7 +120,9 @@ class GRASP(Transform):
             "products": gradient.products(picked, self.bends), "dense_products": formed,
             "dense_nz_products": live, "overhead": spent,
         }  # fmt: skip
-        after = {name: state[name] + n for name, n in counts.items()}
+        after: State = {
+            name: np.array([int(state[name][0]) + n], np.int64) for name, n in counts.items()
+        }
         after |= self._noted(state, picked, scores)
         return {**delta, "weight": gradient.take(picked)}, {"budget": budget, **after}
 

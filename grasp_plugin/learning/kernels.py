@@ -13,7 +13,7 @@ import numba
 import numpy as np
 
 from grasp_plugin.learning.chosen import Chosen, Sparse
-from grasp_plugin.learning.rule import Array, Delta, Outer, PerSynapse
+from grasp_plugin.learning.rule import Array, Delta, Outer, PerSynapse, number
 
 SPARSE_BELOW = 0.25  # share of non-zero inputs below which they are visited one by one
 
@@ -21,8 +21,19 @@ jit = numba.njit(cache=True, nogil=True)
 
 
 @jit
-def _gather(weights, x, active, out):
-    """out = weights x, over the inputs in `active` only, in their order; four rows at a time."""
+def _active(x, places):
+    """How many entries of x are not zero; their indices go to the front of `places`."""
+    n = 0
+    for i in range(x.size):
+        places[n] = i
+        n += x[i] != 0
+    return n
+
+
+@jit
+def _gather(weights, x, places, out):
+    """out = weights x, over the inputs that are not zero, in their order; four rows at a time."""
+    active = places[: _active(x, places)]
     rows, o = weights.shape[0], 0
     while o + 4 <= rows:
         p, q, r, s = weights[o], weights[o + 1], weights[o + 2], weights[o + 3]
@@ -54,12 +65,14 @@ def _add_row(row, factor, right, active, few):
 
 
 @jit
-def _add_outer(weights, left, right, scale, active, few):
-    """weights += scale left right^T, the rows of `left` that are not zero only."""
-    written = 0
+def _add_outer(weights, left, right, scale, places):
+    """weights += scale left right^T, the rows of scale left that are not zero only."""
+    active, written = places[: _active(right, places)], 0
+    few = active.size < SPARSE_BELOW * right.size
     for o in range(weights.shape[0]):
-        if left[o] != 0:
-            _add_row(weights[o], scale * left[o], right, active, few)
+        factor = scale * left[o]
+        if factor != 0:
+            _add_row(weights[o], factor, right, active, few)
             written += 1
     return written
 
@@ -67,7 +80,7 @@ def _add_outer(weights, left, right, scale, active, few):
 def gather(weights: Array, x: Array) -> Array:
     """W x (N_o,): work proportional to the inputs that are not zero."""
     out = np.zeros(weights.shape[0], weights.dtype if weights.dtype.kind == "f" else np.int64)
-    _gather(weights, x, np.flatnonzero(x), out)
+    _gather(weights, x, np.empty(x.size, np.int64), out)
     return out
 
 
@@ -83,21 +96,20 @@ def add_delta(weights: Array, delta: Delta) -> bool:
     if isinstance(part, (Chosen, Sparse)):
         matrix = weights if weights.ndim == 2 else weights.reshape(len(weights), -1)
         return part.add_to(matrix) > 0
-    if isinstance(part, (Outer, PerSynapse)) and not part.left.any():
-        return False
     if not isinstance(part, Outer) or part.left.shape[0] > 1 or weights.ndim != 2:
+        if isinstance(part, (Outer, PerSynapse)) and not part.left.any():
+            return False
         weights += part.dense().reshape(weights.shape)
         return True
-    scale = float(np.asarray(part.scale).reshape(-1)[0])
-    left, right = scale * part.left[0], np.ascontiguousarray(part.right[0])
+    left, right = np.ascontiguousarray(part.left[0]), np.ascontiguousarray(part.right[0])
+    scale = number(part.scale)
     # (scale left_o) right_i in either order of memory
-    rows, columns = (left, right) if weights.flags.c_contiguous else (right, left)
-    return add_outer(weights if weights.flags.c_contiguous else weights.T, rows, columns, 1.0) > 0
+    if weights.flags.c_contiguous:
+        return add_outer(weights, left, right, scale) > 0
+    return add_outer(weights.T, right, scale * left, 1.0) > 0
 
 
 def add_outer(weights: Array, left: Array, right: Array, scale: float) -> int:
     """weights += scale left right^T in place, returning the number of rows written."""
-    active = np.flatnonzero(right)
-    few = active.size < SPARSE_BELOW * right.size
-    written: Any = _add_outer(weights, left, right, scale, active, few)
+    written: Any = _add_outer(weights, left, right, scale, np.empty(right.size, np.int64))
     return int(written)

@@ -43,8 +43,9 @@ class SmoothL1(Loss):
         return xp.mean(xp.where(abs(d) < 1, d * d / 2, abs(d) - 0.5))
 
     def gradient(self, y: Array, target: Array, mask: Array = 1.0) -> Array:
-        d = (y - target) * mask
-        return array_namespace(y).clip(d, -1.0, 1.0) * mask / math.prod(y.shape)
+        xp, d = array_namespace(y), (y - target) * mask
+        one = xp.ones_like(d)
+        return xp.minimum(xp.maximum(d, -one), one) * mask / math.prod(y.shape)
 
     def curvature(self, y: Array, target: Array, v: Array, mask: Array = 1.0) -> Array:
         inside = array_namespace(y).astype(abs((y - target) * mask) < 1, y.dtype)

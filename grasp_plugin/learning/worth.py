@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 
 from grasp_plugin.errors import Refused
+from grasp_plugin.learning import selection_kernels as kernels
 from grasp_plugin.learning.chosen import Chosen, Sparse
-from grasp_plugin.learning.rule import Array, Full, Outer, PerSynapse
+from grasp_plugin.learning.rule import Array, Full, Outer, PerSynapse, number
 from grasp_plugin.learning.scores import Scores, Selection, Separable, Table
 from grasp_plugin.learning.selection import Pairs
 
@@ -41,22 +42,20 @@ class RankOne:
     """
 
     def __init__(self, part: Outer) -> None:
-        self.part, self.eta = part, -_number(part.scale)
+        self.part, self.eta = part, -number(part.scale)
         self.d: Array = _numpy(part.left)[0]
         self.p: Array = _numpy(part.right)[0]
 
     @cached_property
     def nonzero(self) -> int:
-        # of booleans: much faster than of floats
-        live = int(np.count_nonzero(self.d != 0)) * int(np.count_nonzero(self.p != 0))
-        return live if self.eta else 0
+        return int(kernels.nonzero(self.d) * kernels.nonzero(self.p)) if self.eta else 0
 
     def scores(self, score: str, rho: float, bend: Bend | None) -> Scores:
         d, q, eta = self.d, self.p * self.p, self.eta
         if not eta:
             return Separable(0 * d, q, None if bend is None else 0.0)
-        norm, squares = float(q.sum()), d * d
-        size = math.sqrt(float(squares.sum()) * norm)
+        norm, squares = float(self.p @ self.p), d * d
+        size = math.sqrt(float(d @ d) * norm)
         if bend is None:
             return Separable(squares, q, None, size)
         h = norm * _numpy(bend(self.part.left))[0]
@@ -90,7 +89,7 @@ class Whole:
 
     def __init__(self, part: Outer | PerSynapse | Full) -> None:
         self.part = part
-        self.eta = 1.0 if isinstance(part, Full) else -_number(part.scale)
+        self.eta = 1.0 if isinstance(part, Full) else -number(part.scale)
         self.delta: Array = _numpy(part.dense())
 
     @cached_property
@@ -162,12 +161,6 @@ def gradient_of(part: Any) -> RankOne | Whole:
 
 def _sharpness(rho: float, size: float, bent: float) -> float:
     return rho * size + (rho**2 * bent / (2 * size * size) if size else 0.0)
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, (int, float)):
-        return float(value)
-    return float(value.reshape(-1)[0])
 
 
 def _numpy(value: Any) -> Array:

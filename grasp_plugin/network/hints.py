@@ -8,17 +8,22 @@ Keys of a spiking node: `reset` (one of `RESETS`), `comparator` (always ">"), `d
 ("snntorch", "norse", "nir"); of an adaptive one also `rho`, `theta`, `n_ref`, one number or one a
 neuron in C order, in steps of its `dt_s` (see `network.adaptation`). Keys of the graph: `dt_s`,
 `time_unit` ("s" once read), `source`. Adapters may add keys of their own framework (prefix
-`snntorch_` or `norse_`) for exact round trips.
+`snntorch_` or `norse_`) for exact round trips. `adapters.from_exact` adds `spike_area` = "dirac" to
+graph and neurons: a spike is an impulse of area 1, not 1 for a step (area dt).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import nir
 import numpy as np
 
+from grasp_plugin.errors import Refused
+
 KEY = "grasp_plugin"
+SPIKE_AREA, DIRAC = "spike_area", "dirac"
 
 RESETS: dict[str, str] = {
     "value": "v = v_reset in the step of the spike (NIR's own meaning; Lava LIF)",
@@ -45,6 +50,22 @@ def write_hints(node: nir.NIRNode, **hints: Any) -> None:
     metadata = dict(node.metadata) if isinstance(node.metadata, dict) else {}
     metadata[KEY] = {**metadata.get(KEY, {}), **hints}
     node.metadata = metadata
+
+
+def refuse_dirac(nodes: Mapping[str, nir.NIRNode], hints: Mapping[str, Any]) -> None:
+    """Raise `Refused` where spikes are impulses of area 1: a step would scale each jump by dt.
+
+    Args:
+        nodes: by name; hints: the graph's.
+    """
+    found = [n for n, node in nodes.items() if read_hints(node).get(SPIKE_AREA) == DIRAC]
+    if found or hints.get(SPIKE_AREA) == DIRAC:
+        raise Refused(
+            found[0] if found else "graph",
+            "expected spikes that last a step, got Dirac impulses (hint spike_area) of exact spike "
+            "times, with delays and adaptation that may stand in hints",
+            "Use adapters.from_exact: to_network(read_exact(graph), dt_ms)",
+        )
 
 
 def _plain(value: Any) -> Any:

@@ -145,7 +145,7 @@ class Sigmoid(Surrogate):
         _positive("Sigmoid", slope=self.slope)
 
     def first(self, x: Array) -> Array:
-        e = array_namespace(x).exp(-abs(self.slope * x))  # sg (1 - sg), exact in the tails
+        e = array_namespace(x).exp(-self.slope * abs(x))  # sg (1 - sg), exact in the tails
         return self.slope * e / (1 + e) ** 2
 
     def second(self, x: Array) -> Array:

@@ -29,6 +29,8 @@ def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert (tmp_path / "learned.nir").is_file()
     exec(compile(blocks[2], "README.md", "exec"), space)
     assert len(space["history"]) == 2  # type: ignore[arg-type]
+    exec(compile(blocks[3], "README.md", "exec"), space)
+    assert 0.03 < space["meter"].read().total.share < 0.08  # type: ignore[attr-defined]
 
 
 @pytest.mark.lava
@@ -62,6 +64,7 @@ def test_demo_on_a_few_recordings(tmp_path: Path) -> None:
         ("05_float_and_fixed", ("DECOLLE  float", "DECOLLE  fixed point", "OTTT     fixed point")),
         ("06_adapt_to_drift", ("no learning", "DECOLLE", "ETLP", "OTTT")),
         ("07_spoken_digits", ("feedforward", "recurrent", "recurrent, adaptive")),
+        ("08_write_less", ("every synapse", "GRASP, 5 %", "random, 5 %", "Sharpness, 5 %")),
     ],
 )
 def test_learning_examples_in_small(script: str, rows: tuple[str, ...], tmp_path: Path) -> None:

@@ -271,12 +271,46 @@ def adaptive(rng: Any, tag: str) -> Program:
     return n, sinks, {"v": n.v, "adapt": n.adapt, "wait": n.wait}
 
 
+def exact_learner(rng: Any, tag: str) -> Program:
+    """Weights, delays and thresholds written through RefPorts at the end of two samples."""
+    from grasp_plugin import quantise
+    from grasp_plugin.adapters.from_exact import to_network
+    from grasp_plugin.learning.exact import Parameters
+    from grasp_plugin.learning.exact.deployed import Deployed
+    from grasp_plugin.processes.exact.process import ExactLearner
+    from grasp_plugin.processes.network.models import neuron_process
+
+    stack = [Parameters(rng.normal(3, 0.5, (2, 3)), rng.uniform(0, 3, (2, 3)))]
+    network = to_network(stack, 1.0)
+    network = quantise(network, plastic=["input->layer1"]) if tag == "fixed_pt" else network
+    learner = Deployed(
+        stack, network, t_end_ms=20.0, train=("weight", "delay", "theta"), most_steps=6
+    )
+    (held,), fixed = learner.written(), tag == "fixed_pt"
+    kind = np.int32 if fixed else float
+    a = DelayDense(
+        weights=held.weight.astype(kind), delays=held.delay, max_delay=6,
+        **({"weight_exp": network.projections[0].weight_exp} if fixed else {}),
+    )  # fmt: skip
+    n = neuron_process(network["layer1"], network.precision, 1, frozenset(["layer1"]))
+    s, k, teach = source(rng, 3, tag), Sink(shape=(2,), buffer=STEPS), np.zeros((2, STEPS))
+    teach[0, 20:], teach[1, [14, 34]] = 1, 1
+    t, process = Source(data=teach), ExactLearner(learner=learner)
+    s.s_out.connect(a.s_in), a.a_out.connect(n.a_in), n.s_out.connect(k.a_in)
+    s.s_out.connect(process.s_in_0), n.s_out.connect(process.s_in_1)
+    t.s_out.connect(process.teach_in)
+    process.weights_1.connect_var(a.weights), process.delays_1.connect_var(a.delays)
+    process.theta_1.connect_var(n.vth)
+    variables = {"w": a.weights, "d": a.delays, "vth": n.vth, "loss": process.loss}
+    return process, {"sink": k}, variables
+
+
 GRAPHS: dict[str, Callable[[Any, str], Program]] = {
     f.__name__: f
     for f in (chain, recurrent, delays, sparse, delay_sparse, convolution, reshaped, monitors,
               ref_ports, other_neurons, sigma_delta, resonators, stdp, rewarded, three_factor,
               hierarchical,
-              fused, adaptive)
+              fused, adaptive, exact_learner)
 }  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from grasp_plugin.learning import (
     kernels,
 )
 from grasp_plugin.learning.convolved import Convolved, SharedBias, conv_back, patches
-from grasp_plugin.learning.counter_random import uniform
+from grasp_plugin.learning.counter_random import uniform, uniform_on_arrays
 from grasp_plugin.learning.online import third_factor
 from grasp_plugin.learning.rule import ThreeFactor, is_finite
 from grasp_plugin.learning.signals import Backpropagation, OutputError, Projection, RandomReadout
@@ -167,6 +167,19 @@ def test_the_compiled_words_are_those_of_uniform() -> None:
         for dtype in (torch.float64, torch.float32):
             other = uniform(seed, torch.tensor([4 * step]), 5, torch.zeros(1, dtype=dtype)) * 2**24
             assert mine == other.long().tolist()
+
+
+@few
+@given(seed=st.integers(-(2**40), 2**40), step=st.integers(0, 2**40), size=st.integers(0, 70))
+def test_compiled_numbers_are_those_on_arrays(seed: int, step: int, size: int) -> None:
+    """Bit for bit, in NumPy's and torch's float32 and float64."""
+    for kind, other in ((np.float32, torch.float32), (np.float64, torch.float64)):
+        got = uniform(seed, np.array([step]), size, np.zeros(1, kind))
+        want = uniform_on_arrays(seed, np.array([step]), size, np.zeros(1, kind))
+        assert got.dtype == want.dtype == kind
+        assert np.array_equal(got, want)
+        tensor = uniform(seed, torch.tensor([step]), size, torch.zeros(1, dtype=other))
+        assert np.array_equal(got, tensor.numpy())
 
 
 GEOMETRIES = [

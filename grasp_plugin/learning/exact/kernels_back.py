@@ -85,7 +85,15 @@ def _add_taus(u, gap, x, i, pv, pi, c, cell, row):
 
 @jit
 def _own_spike(cell, current, adapt, pv, pa, c, error, since, gdot_min, row, stats):
-    """The jump at a spike, backwards. Returns (p_V, p_a). since: time to the next own spike."""
+    """The jump at a spike, backwards. Returns (p_V, p_a). since: time to the next own spike.
+
+    current = NaN: the spike was observed (`observed`) and is not the model's: its time is given, so
+    V after it depends on nothing before.
+    """
+    if current != current:
+        row[V_RESET] += pv
+        row[BETA] += pa
+        return 0.0, pa
     before, drive = cell.theta + adapt, current + cell.b
     gdot = (drive - before) / cell.tau_m + adapt / cell.tau_a
     if gdot < gdot_min:

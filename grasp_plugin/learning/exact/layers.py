@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from grasp_plugin.errors import Invalid
-from grasp_plugin.learning.exact.engine import CAPACITY
+from grasp_plugin.learning.exact.engine import CAPACITY, Parameters
 from grasp_plugin.learning.exact.function import TAUS, Guard, Outputs, Setting, spike_times
 from grasp_plugin.learning.exact.traffic import Traffic
 
@@ -65,6 +65,14 @@ class _Layer(nn.Module):
     def guard(self) -> Guard:
         """The clamps of this layer, and how often they engaged."""
         return self._setting.guard
+
+    def snapshot(self) -> Parameters:
+        """A copy of the parameters as they are now, in float64 without torch."""
+        own = {
+            name: float(v.detach()) if name in TAUS else v.detach().double().numpy().copy()
+            for name, v in self.named_parameters()
+        }
+        return Parameters(**{**self._setting.fixed, **own})
 
     def take_traffic(self) -> Traffic:
         """The counts of all passes since the last call; the counters start anew."""

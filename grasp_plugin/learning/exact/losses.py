@@ -72,6 +72,33 @@ def ttfs_cross_entropy(
     return xp.mean(xp.where(spoke, loss, xp.zeros_like(loss) + t_end_ms / tau0_ms))
 
 
+def ttfs_cross_entropy_gradient(
+    times: Array,
+    labels: Array,
+    *,
+    t_end_ms: float,
+    tau0_ms: float = 0.5,
+    tau1_ms: float = 6.4,
+    alpha: float = 3e-3,
+) -> tuple[Array, Array]:
+    """(loss (batch,), dL/dt (batch, class)) of `ttfs_cross_entropy` a sample, without autograd.
+
+    dL/dt_y = (1 - p_y) / tau0 + (alpha / tau1) e^{t_y / tau1}      dL/dt_c = -p_c / tau0
+    """
+    xp = array_namespace(times)
+    fired, t = _fired(times)
+    spoke = _own(fired, labels)[:, None]
+    z = xp.where(fired | ~spoke, -t / tau0_ms, xp.zeros_like(t) - xp.inf)
+    p = xp.exp(z - xp.max(z, axis=1, keepdims=True))
+    p = p / xp.sum(p, axis=1, keepdims=True)
+    late = xp.exp(_own(t, labels) / tau1_ms)
+    loss = _cross_entropy(z, labels) + alpha * (late - 1)
+    own = xp.arange(times.shape[1])[None, :] == labels[:, None]
+    d = xp.where(own, (1 - p) / tau0_ms + (alpha / tau1_ms) * late[:, None], -p / tau0_ms)
+    silent = xp.zeros_like(loss) + t_end_ms / tau0_ms
+    return xp.where(spoke[:, 0], loss, silent), xp.where(spoke & fired, d, xp.zeros_like(d))
+
+
 def voltage_cross_entropy(v_max: Array, labels: Array) -> Array:
     """-log softmax(V_max)_y of a read-out's maxima over time (batch, class)."""
     return array_namespace(v_max).mean(_cross_entropy(v_max, labels))

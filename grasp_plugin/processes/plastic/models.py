@@ -67,7 +67,7 @@ class _Plastic(PyLoihiProcessModel):
     def run_spk(self) -> None:
         pre: Any = np.zeros(self.s_in.shape, self.kind) if self.pre is None else self.pre
         self.a_out.send(self.forward(pre))
-        self.pre = self.s_in.recv().astype(self.kind)
+        self.pre = self.s_in.recv().astype(self.kind, copy=False)
         signal, margin = self.signal_in.recv(), self.in_float(self.margin_in.recv())
         post = self.post_in.recv()[None] if self.post_in.csp_ports else None
         active = self.active_in.recv()[None] if self.uses_active else None
@@ -75,12 +75,14 @@ class _Plastic(PyLoihiProcessModel):
         self.waiting.append((pre[None], margin[None], post, active))
         now = int(self.age[0]) - self.first - self.late
         self.age[0] += 1
-        self.factors = None
+        factors = None
         if len(self.waiting) > self.late:
             pre, margin, post, active = self.waiting.popleft()
             if 0 <= now < self.window:
-                seen = Factors(pre, signal[None], margin, spikes=post, active=active)
-                self.factors = seen if bent is None else self._bending(seen, bent)
+                factors = Factors(pre, signal[None], margin, spikes=post, active=active)
+                if bent is not None:
+                    factors = self._bending(factors, bent)
+        self.factors = factors
         if self.back_out.csp_ports:
             self.back_out.send(self._error_below())
         if self.price_post is not None:
