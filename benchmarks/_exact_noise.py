@@ -6,7 +6,7 @@
     threshold noise  every hidden neuron's threshold times 1 + N(0, sigma), at least 0.05 (the
                      baseline's outputs have no threshold)
     weight bits      weights rounded to that many bits, one scale a layer
-    grid             the network stepped at that dt [ms], delays rounded; the event time otherwise
+    grid             an exact network stepped at that dt [ms], delays rounded
 
 Each is the test accuracy, mean of DRAWS draws of the noise. `timing` is the standard deviation of
 the label's output's first spike over those draws, and for grids its RMS distance from the event
@@ -83,7 +83,7 @@ def by_events(net: Net, times: Array, jitter: float = 0.0, rng: Any = None) -> A
 
 
 def on_grid(net: Net, times: Array, dt: float) -> Answer:
-    """The network stepped at dt, delays rounded to it; a few samples at a time, for the memory."""
+    """The network stepped at dt, 100 samples at a time; exact networks' delays rounded to it."""
     parts = [_on_grid(net, times[k : k + 100], dt, sg.T_END) for k in range(0, len(times), 100)]
     first = [part.first for part in parts if part.first is not None]
     classes = np.concatenate([part.classes for part in parts])
@@ -97,7 +97,9 @@ def _on_grid(net: Net, times: Array, dt: float, t_end: float) -> Answer:
         theta = torch.from_numpy(net.thetas[k]).float()
         weight = torch.from_numpy(np.asarray(net.weights[k], np.float32)) / theta[:, None]
         delay = net.delays[k]
-        late = None if delay is None else np.rint(np.maximum(delay, 0) / dt) * dt
+        late = delay
+        if delay is not None and not net.bptt:  # the baseline interpolates, as it was trained
+            late = np.rint(delay / dt) * dt
         silent = net.loss == "vmax" and k == 1
         layer = GridLayer(weight, late, grid, compiled_loop, float("inf") if silent else 1.0)
         out = layer(out[0])
