@@ -1,6 +1,6 @@
 """Does the engine do on a device what it does on the CPU, and how long does a step take there?
 
-python benchmarks/_grasp_study.py --smoke --device cuda --out /tmp/x
+python benchmarks/_grasp_study.py --smoke --device cuda --out <folder>
 """
 
 from __future__ import annotations
