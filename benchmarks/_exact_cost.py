@@ -70,15 +70,15 @@ class Exact:
 
 def _nodes(loss: Tensor) -> list[Any]:
     """All nodes of an autograd graph."""
-    out, todo = [], [loss.grad_fn]
+    out, waiting = [], [loss.grad_fn]
     seen = set()
-    while todo:
-        node = todo.pop()
+    while waiting:
+        node = waiting.pop()
         if node is None or id(node) in seen:
             continue
         seen.add(id(node))
         out.append(node)
-        todo += [follower for follower, _ in node.next_functions]
+        waiting += [follower for follower, _ in node.next_functions]
     return out
 
 

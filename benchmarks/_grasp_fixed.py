@@ -56,13 +56,13 @@ def run(
             _append(path, rows, [_row(rule, "float", samples, *k, found) for k, found in made])
     plan = [(rule, policy) for rule in rules for policy in POLICIES]
     for part in (range(min(TUNED, seeds)), range(TUNED, seeds)):
-        for rule, policy, lr, seed in tqdm(list(_todo(rows, plan, part, samples)), "in integers"):
+        for rule, policy, lr, seed in tqdm(list(_left(rows, plan, part, samples)), "in integers"):
             found = learned(task, rule, policy, lr, seed)
             _append(path, rows, [_row(rule, "integers", samples, policy, lr, seed, found)])
     return rows
 
 
-def _todo(
+def _left(
     rows: Rows, plan: Sequence[tuple[str, str]], seeds: range, samples: int
 ) -> Iterator[tuple[str, str, float, int]]:
     """Runs in integers that are missing; past the tuned seeds at the best rate alone."""

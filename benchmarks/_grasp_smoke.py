@@ -1,10 +1,11 @@
 """Does the engine do on a device what it does on the CPU, and how long does a step take there?
 
-python benchmarks/_grasp_study.py --smoke --device cuda --out <folder>
+python benchmarks/_grasp_smoke.py --device cuda
 """
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +32,7 @@ def smoke(device: str, say: Callable[[str], Any]) -> None:
     say(f"choices: {_choices(device)} of 300 matrices as in plain torch on the CPU")
     for rule in RULES:
         runs = [Run(p, 0.05, lr, s) for p in (*POLICIES, DENSE, COVERAGE)
-                for lr in RATES[:2] for s in range(2) if p.name not in CHANCE]  # fmt: skip
+                for lr in RATES[rule][:2] for s in range(2) if p.name not in CHANCE]  # fmt: skip
         wanted = _learned(rule, runs, "cpu", False)
         found = {}
         if device != "cpu":
@@ -90,7 +91,7 @@ def _engine(rule: str, runs: list[Run], device: str, samples: int) -> Engine:
 
 
 def _timed(rule: str, device: str) -> str:
-    runs = first_pass(RATES, SEEDS, SHARES)
+    runs = first_pass(RATES[rule], SEEDS, SHARES)
     if device == "cpu":
         runs = runs[:200]
     engine = _engine(rule, runs, device, 30)
@@ -106,3 +107,13 @@ def _timed(rule: str, device: str) -> str:
 def _wait(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.synchronize()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    smoke(parser.parse_args().device, print)
+
+
+if __name__ == "__main__":
+    main()

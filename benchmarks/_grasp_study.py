@@ -325,13 +325,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, help="learn at most so many (for trials)")
     parser.add_argument("--shares", type=float, nargs="*", default=SHARES)
     parser.add_argument("--rates", type=float, nargs="*")
-    parser.add_argument("--smoke", action="store_true", help="check the device and time a step")
     given = parser.parse_args()
-    if given.smoke:
-        from _grasp_smoke import smoke
-
-        smoke(given.device, print)
-        return
     study = Study(given.data, given.out, given.device, Clock(given.budget_s), given.seeds,
                   given.shares, given.rates, given.samples)  # fmt: skip
     chunks = ORDER

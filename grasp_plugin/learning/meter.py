@@ -19,17 +19,24 @@ A step that was refused for NaN or infinity is counted and was not made.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
 from grasp_plugin.errors import Invalid
 from grasp_plugin.learning.rule import State, leaves
+from grasp_plugin.learning.spec import Learning
 from grasp_plugin.learning.updates import Reading, Row, Updates
 from grasp_plugin.network.weights import Array
 
-if TYPE_CHECKING:
-    from grasp_plugin.runtime.learning import LearningSession
+
+class Scheduled(Protocol):
+    """What is metered: a `LearningSession`, as far as its counts go."""
+
+    learning: Learning
+
+    def transforms(self) -> dict[str, State]:
+        """By plan, the states of its lasting transforms, by their place."""
 
 
 class UpdateMeter:
@@ -38,8 +45,7 @@ class UpdateMeter:
         meter = UpdateMeter(session)
         before = meter.read()
         session.learn(spikes, label)
-        print(meter.since(before))
-        meter.since(before).total.share
+        meter.since(before).total.share  # str() of a reading is its table
 
     Args:
         session: with a `GRASP` in one plan at least. To count the dense rule, schedule
@@ -49,7 +55,7 @@ class UpdateMeter:
         Invalid: no plan has a scheduler.
     """
 
-    def __init__(self, session: LearningSession) -> None:
+    def __init__(self, session: Scheduled) -> None:
         self._session = session
         if len(self.read().uncounted) == len(session.learning.plans):
             raise Invalid(

@@ -183,7 +183,27 @@ class Momentum(Lazy):
 
 
 @dataclass(frozen=True)
-class Adam(Lazy):
+class _Averaged(Lazy):
+    """What Adam and Adamax share: two moments, each with its decay."""
+
+    learning_rate: float = 1e-3
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    catch_up: bool = False
+    rule_rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        _rates(self, self.learning_rate, self.rule_rate)
+        _below_one(self, b1=self.b1, b2=self.b2)
+        _positive(self, self.eps)
+
+    def decays(self) -> tuple[float, ...]:
+        return self.b1, self.b2
+
+
+@dataclass(frozen=True)
+class Adam(_Averaged):
     """m <- m + (1 - b1)(g - m), v <- b2 v + (1 - b2) g^2; step eta m^ / (sqrt(v^) + eps).
 
     The step is as good as g is relative to itself: where a g far below others is what is left of a
@@ -206,20 +226,6 @@ class Adam(Lazy):
     """
 
     moments: ClassVar[tuple[str, ...]] = ("mean", "square")
-    learning_rate: float = 1e-3
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    catch_up: bool = False
-    rule_rate: float = 1.0
-
-    def __post_init__(self) -> None:
-        _rates(self, self.learning_rate, self.rule_rate)
-        _below_one(self, b1=self.b1, b2=self.b2)
-        _positive(self, self.eps)
-
-    def decays(self) -> tuple[float, ...]:
-        return self.b1, self.b2
 
     def moved(self, g: Array, old: Moments, step: int) -> tuple[Array, Moments]:
         mean = old[0] + (1 - self.b1) * (g - old[0])
@@ -229,7 +235,7 @@ class Adam(Lazy):
 
 
 @dataclass(frozen=True)
-class Adamax(Lazy):
+class Adamax(_Averaged):
     """m <- m + (1 - b1)(g - m), u <- max(b2 u, |g| + eps); step eta m^ / u.
 
     The authors of DECOLLE and of ETLP train with it; DECOLLE's with b1 = 0.
@@ -247,19 +253,6 @@ class Adamax(Lazy):
 
     moments: ClassVar[tuple[str, ...]] = ("mean", "largest")
     learning_rate: float = 2e-3
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    catch_up: bool = False
-    rule_rate: float = 1.0
-
-    def __post_init__(self) -> None:
-        _rates(self, self.learning_rate, self.rule_rate)
-        _below_one(self, b1=self.b1, b2=self.b2)
-        _positive(self, self.eps)
-
-    def decays(self) -> tuple[float, ...]:
-        return self.b1, self.b2
 
     def moved(self, g: Array, old: Moments, step: int) -> tuple[Array, Moments]:
         mean = old[0] + (1 - self.b1) * (g - old[0])

@@ -55,6 +55,6 @@ def test_kernels_are_scheduled_and_shared_biases_are_not(backend: str) -> None:
         state = session.transforms()[kernels[0]]["0"]
     assert 0 < state["issued"][0] <= 0.25 * state["dense"][0]
     assert np.all(np.isfinite(state["sharpness"]))
-    if len(kernels) < len(learning.plans):
-        with pytest.raises(Refused, match="same bias"):
-            build(net, backend, plans=scheduled(learning, grasp))
+    assert len(kernels) < len(learning.plans)
+    with pytest.raises(Refused, match="same bias"):
+        build(net, backend, plans=scheduled(learning, grasp))
