@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import nir
 import numpy as np
 import pytest
+from cli_cases import CHOICES, CLASSES, SIDE, STEPS, call, lif, write, write_convolution
 
 from grasp_plugin import discretise
-from grasp_plugin.__main__ import main
-from grasp_plugin.adapters.nir_file import read_nir, write_nir
+from grasp_plugin.adapters.nir_file import read_nir
 from grasp_plugin.network.hints import read_hints
 
-CLASSES, STEPS, SIDE = 3, 12, 4
-CHOICES = ["--dt", "1e-3", "--reset", "subtract-delayed"]
 lava = pytest.mark.lava
-
-
-def lif(*shape: int, **more: Any) -> nir.LIF:
-    one = np.ones(shape)
-    return nir.LIF(0.01 * one, 10 * one, 0 * one, v_threshold=one, v_reset=0 * one, **more)
-
-
-def write(path: Path, nodes: dict[str, Any]) -> Path:
-    graph = nir.NIRGraph(nodes, list(pairwise(nodes)), type_check=False)
-    write_nir(graph, path)
-    return path
 
 
 @pytest.fixture
@@ -48,16 +34,7 @@ def model(tmp_path: Path, rng: np.random.Generator) -> Path:
 
 @pytest.fixture
 def convolution(tmp_path: Path, rng: np.random.Generator) -> Path:
-    return write(tmp_path / "conv.nir", {
-        "in": nir.Input(np.array([1, SIDE, SIDE])),
-        "conv": nir.Conv2d((SIDE, SIDE), 0.6 * rng.normal(size=(2, 1, 3, 3)), 1, 0, 1, 1,
-                           np.full(2, 0.1)),
-        "c": lif(2, 2, 2),
-        "flat": nir.Flatten(np.array([2, 2, 2]), 0, -1),
-        "w": nir.Linear(rng.normal(size=(CLASSES, 8))),
-        "o": lif(CLASSES),
-        "out": nir.Output(np.array([CLASSES])),
-    })  # fmt: skip
+    return write_convolution(tmp_path / "conv.nir", rng)
 
 
 @pytest.fixture
@@ -73,12 +50,6 @@ def save(path: Path, shape: tuple[int, ...], count: int = 60) -> Path:
     spikes = rng.random((STEPS, count, SIDE, SIDE)) < rates
     np.savez(path, spikes=spikes.reshape(STEPS, count, *shape), labels=labels)
     return path
-
-
-def call(capsys: Any, *argv: Any) -> tuple[int, str, str]:
-    status = main([str(a) for a in argv])
-    out, err = capsys.readouterr()
-    return status, out, err
 
 
 RULES = {"decolle": 0.2, "etlp": 1e-3, "ottt": 3e-3, "sltt": 3e-3}

@@ -11,9 +11,9 @@ import scipy.sparse as sp
 
 from grasp_plugin import build
 from grasp_plugin.errors import Invalid
-from grasp_plugin.learning.neurobench import neurobench_figures
 from grasp_plugin.network.network import Bias, Network, Projection
 from grasp_plugin.network.weights import Conv
+from grasp_plugin.neurobench import neurobench_figures
 from grasp_plugin.runtime.session import Recording
 
 # in (2) -> h (3) -> o (2), o does not spike; h -> h a step later
