@@ -57,7 +57,7 @@ class Net:
         """From a file of `_exact_train` or `_exact_sg`."""
         with np.load(path) as file:
             net = {name: file[name] for name in file.files}
-        thetas = (np.ones(len(net["w1"])), np.ones(3))
+        thetas = tuple(net.get(f"theta{k}", np.ones(len(net[f"w{k}"]))) for k in (1, 2))
         return cls((net["w1"], net["w2"]), (net.get("d1"), net.get("d2")), thetas, bptt,
                    str(net.get("loss", "first")))  # fmt: skip
 

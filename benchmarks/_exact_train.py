@@ -1,9 +1,10 @@
-"""Yin-Yang by exact gradients: three networks, resumable training, test accuracy.
+"""Yin-Yang by exact gradients: six networks, resumable training, test accuracy.
 
 A sample is five spikes: t = 30 ms x of each feature, and one at 0. Wunderlich & Pehle's setting:
 tau_m, tau_s = 20, 5 ms, theta = 1, T = 100 ms, cross-entropy of first spikes, Adam at 5e-3 that
-falls by 0.95 an epoch, batch 32. Delays learn four times as fast. The accuracy is that of the last
-epoch, never of a chosen one; a sample whose outputs are all silent counts as wrong.
+falls by 0.95 an epoch, batch 32. Delays learn four times as fast, thresholds and beta at 0.3 times
+the rate, tau_a at 20 times. The accuracy is that of the last epoch, never of a chosen one; a sample
+whose outputs are all silent counts as wrong.
 """
 
 from __future__ import annotations
@@ -26,22 +27,44 @@ from grasp_plugin.learning.exact.losses import first_spikes, ttfs_cross_entropy
 
 T_END, SPREAD, BATCH, LR, DECAY, GDOT_MIN = 100.0, 30.0, 32, 5e-3, 0.95, 1e-4
 EPOCHS, SEEDS = 100, (1, 2, 3, 4, 5)
+RATES = {"weight": 1.0, "delay": 4.0, "theta": 0.3, "beta": 0.3, "tau_adapt_ms": 20.0}
+SHORT = {"w": "weight", "d": "delay", "theta": "theta", "beta": "beta", "tau_a": "tau_adapt_ms"}
+BETA, TAU_ADAPT_MS, THETA_LEAST, THETA_MOST = 0.1, 20.0, 0.2, 5.0
 
 
 @dataclass(frozen=True)
 class Model:
-    """A network 5-hidden-3; bump: raise weights of silent neurons in the first 50 epochs."""
+    """A network 5-hidden-3.
+
+    bump: raise weights of silent neurons in the first 50 epochs; more: of "theta", "beta" (from
+    0.1, with its time constant from 20 ms), in both layers.
+    """
 
     name: str
     hidden: int
     delays: bool
     bump: bool
+    more: tuple[str, ...] = ()
+
+    def layers(self) -> tuple[SpikeTimeLayer, SpikeTimeLayer]:
+        """Two layers that share a guard."""
+        options: dict[str, Any] = {
+            "t_end_ms": T_END, "delays": "delay" if self.delays else (), "dtype": torch.float64,
+            "guard": Guard(gdot_min_per_ms=GDOT_MIN), "train": self.more,
+        }  # fmt: skip
+        if "beta" in self.more:
+            options |= {"beta": BETA, "tau_adapt_ms": TAU_ADAPT_MS}
+            options["train"] = (*self.more, "tau_adapt_ms")
+        return SpikeTimeLayer(5, self.hidden, **options), SpikeTimeLayer(self.hidden, 3, **options)
 
 
 MODELS = (
     Model("5-200-3 W", 200, False, False),
     Model("5-30-3 W+d", 30, True, True),
     Model("5-30-3 W", 30, False, True),
+    Model("5-200-3 W+d", 200, True, False),
+    Model("5-30-3 W+d+theta", 30, True, True, ("theta",)),
+    Model("5-30-3 W+d+beta", 30, True, True, ("beta",)),
 )
 
 
@@ -55,12 +78,7 @@ def encode(split: str) -> tuple[Tensor, Tensor]:
 def layers_for(model: Model, seed: int) -> tuple[SpikeTimeLayer, SpikeTimeLayer]:
     """Two layers that share a guard, at their start."""
     torch.manual_seed(seed)
-    options: dict[str, Any] = {
-        "t_end_ms": T_END, "delays": "delay" if model.delays else (), "dtype": torch.float64,
-        "guard": Guard(gdot_min_per_ms=GDOT_MIN),
-    }  # fmt: skip
-    one = SpikeTimeLayer(5, model.hidden, **options)
-    two = SpikeTimeLayer(model.hidden, 3, **options)
+    one, two = model.layers()
     with torch.no_grad():
         one.weight.normal_(1.5, 0.78)
         wide = model.hidden >= 200
@@ -72,14 +90,25 @@ def layers_for(model: Model, seed: int) -> tuple[SpikeTimeLayer, SpikeTimeLayer]
 
 
 def arrays_of(one: SpikeTimeLayer, two: SpikeTimeLayer) -> dict[str, Any]:
-    """Copies of the parameters: w1, w2 and, with delays, d1, d2."""
+    """Copies of the parameters that there are: w1, w2, d1, d2, theta1, ..., by SHORT."""
     out = {}
     for k, layer in enumerate((one, two), start=1):
-        for short, name in (("w", "weight"), ("d", "delay")):
+        for short, name in SHORT.items():
             value = getattr(layer, name, None)
             if value is not None:
                 out[f"{short}{k}"] = value.detach().numpy().copy()
     return out
+
+
+def load(path: Path, model: Model) -> tuple[SpikeTimeLayer, SpikeTimeLayer]:
+    """The layers of a file that `train` left."""
+    pair = model.layers()
+    with np.load(path) as file, torch.no_grad():
+        for k, layer in enumerate(pair, start=1):
+            for short, name in SHORT.items():
+                if getattr(layer, name, None) is not None:
+                    layer.get_parameter(name).copy_(torch.from_numpy(file[f"{short}{k}"]))
+    return pair
 
 
 def correct(first: Tensor, labels: Tensor) -> Tensor:
@@ -94,9 +123,11 @@ class Training:
         self.model, self.seed, self.data = model, seed, data
         self.one, self.two = layers_for(model, seed)
         self.start = arrays_of(self.one, self.two)
-        groups = [{"params": [self.one.weight, self.two.weight], "lr": LR}]
-        if model.delays:
-            groups.append({"params": [self.one.delay, self.two.delay], "lr": 4 * LR})
+        groups = []
+        for name, rate in RATES.items():
+            pair = [getattr(layer, name, None) for layer in (self.one, self.two)]
+            if pair[0] is not None:
+                groups.append({"params": pair, "lr": rate * LR})
         self.optimizer = torch.optim.Adam(groups, fused=True)
         self.schedule = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, DECAY)
         self.done, self.seconds, self.hidden_spikes = 0, 0.0, 0.0
@@ -120,11 +151,19 @@ class Training:
         self.optimizer.zero_grad()
         ttfs_cross_entropy(first, y, t_end_ms=T_END).backward()
         self.optimizer.step()
-        self.one.project_()
-        self.two.project_()
+        self._project()
         if self.model.bump:
             self._bump(hidden, first, y)
         return int(torch.isfinite(hidden).sum())
+
+    @torch.no_grad()
+    def _project(self) -> None:
+        for layer in (self.one, self.two):
+            if "theta" in self.model.more:
+                layer.get_parameter("theta").clamp_(THETA_LEAST, THETA_MOST)
+            if "beta" in self.model.more:
+                layer.get_parameter("beta").clamp_(min=0.0)  # what a population can have
+            layer.project_()
 
     @torch.no_grad()
     def _bump(self, hidden: Tensor, first: Tensor, y: Tensor) -> None:
@@ -195,6 +234,6 @@ KEYS = ("model", "seed", "epochs")
 
 
 def plan() -> list[tuple[Model, int]]:
-    """Every network and seed, the first two networks in turn, then the third."""
+    """Every network and seed, the first two networks in turn, then the others."""
     first = [(model, seed) for seed in SEEDS for model in MODELS[:2]]
-    return first + [(MODELS[2], seed) for seed in SEEDS]
+    return first + [(model, seed) for model in MODELS[2:] for seed in SEEDS]

@@ -5,9 +5,10 @@
 1. errors: gradients of random networks against finite differences, and identities (`_exact_errors`)
 2. cost: CPU time and memory of a training step beside surrogate-gradient BPTT (`_exact_cost`)
 3. traffic: bytes moved beside time-stepped BPTT, from counters, by workload (`_exact_traffic`)
-4. yinyang: test accuracy of three networks, five seeds (`_exact_train`; about 25 minutes)
+4. yinyang: test accuracy of six networks, five seeds (`_exact_train`; about an hour)
 5. bptt: the surrogate-gradient baseline on Yin-Yang (`_exact_sg`)
-6. noise: the trained networks under jitter, noise and rounding (`_exact_noise`), and pictures
+6. deploy: the trained networks on Lava's grid, float and integer (`_exact_deploy`)
+7. noise: the trained networks under jitter, noise and rounding (`_exact_noise`), and pictures
 
 Results are in `benchmarks/results/exact_*.csv`; a run that was stopped goes on. The trained
 networks are kept in `bench_out/exact`; cost and traffic take those of seed 1. FOLDER may hold
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import _exact_cost as cost
+import _exact_deploy as deploy
 import _exact_noise as noise
 import _exact_sg as sg
 import _exact_tasks as tasks
@@ -42,7 +44,7 @@ from grasp_plugin.report import table
 
 RESULTS, NETS = yinyang.RESULTS, yinyang.NETS
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-PARTS = ("errors", "cost", "traffic", "yinyang", "bptt", "noise", "plots")
+PARTS = ("errors", "cost", "traffic", "yinyang", "bptt", "deploy", "noise", "plots")
 PUBLISHED = (  # specs/exact-gradients.md 11.2; mark: run = recomputed by us, read = in a repository
     ("EventProp 5-200-3, 100 epochs, 10 seeds", "98.10 +- 0.18", "run, their networks"),
     ("DelGrad 4-30-3 W, one network", "96.7", "read"),
@@ -125,6 +127,20 @@ def summarise(store: Store, names: tuple[str, ...]) -> Rows:
          "sd": round(float(np.std(v, ddof=1)), 2) if len(v) > 1 else "-", "seeds": len(v)}
         for key, v in groups.items()
     ]  # fmt: skip
+
+
+def run_deploy(out: Path, nets: Path) -> None:
+    """The trained networks that are in `nets` on the grid; means over seeds."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in deploy.deploy_all(out, nets).rows():
+        if not np.isnan(row["test"]):
+            groups.setdefault((row["model"], row["precision"], row["dt_ms"]), []).append(row)
+    show("On Lava's grid, means over seeds (%)", [
+        {**dict(zip(("model", "precision", "dt_ms"), key, strict=True)), "seeds": len(rows)}
+        | {name: round(100 * float(np.mean([r[name] for r in rows])), 2)
+           for name in deploy.FIGURES}
+        for key, rows in groups.items()
+    ])  # fmt: skip
 
 
 def run_noise(out: Path, nets: Path) -> Store:
@@ -258,6 +274,8 @@ def full(out: Path, nets: Path, data: Path, parts: list[str]) -> dict[str, Any]:
     grid = Store(out / "exact_bptt.csv", sg.KEYS, sg.FIGURES)
     show("Yin-Yang, surrogate-gradient BPTT, test accuracy",
          summarise(grid, ("model", "dt_ms", "loss", "lr", "slope", "epochs")))  # fmt: skip
+    if "deploy" in parts:
+        run_deploy(out, nets)
     if "noise" in parts or "plots" in parts:
         found = run_noise(out, nets)
         show("Under noise", summarise(found, ("method", "model", "kind", "level")))
