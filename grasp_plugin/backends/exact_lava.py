@@ -10,6 +10,8 @@ from grasp_plugin.backends.lava import ABSOLUTE, STATE, model_class
 from grasp_plugin.errors import Invalid
 from grasp_plugin.learning.exact.deployed import Deployed
 from grasp_plugin.learning.exact.engine import Parameters
+from grasp_plugin.learning.rule import State
+from grasp_plugin.learning.spec import Learning
 from grasp_plugin.network.network import Network
 from grasp_plugin.network.weights import Array
 from grasp_plugin.runtime.lava_import import forget_processes, kept_logging, require_lava
@@ -25,7 +27,7 @@ class ExactLavaLearning(Closing):
         network: `adapters.from_exact.to_network(layers, dt_ms)`; for integers `quantise` of it,
             with plastic = its projections and some growth.
         stack: the layers [ms], all of which spike; they are not changed.
-        options: of `Deployed`: t_end_ms, train, rates, batch, adam, most_steps, ...
+        options: of `Deployed`: t_end_ms, train, rates, batch, adam, plans, most_steps, ...
 
     Raises:
         Refused: Lava is not installed; what `Deployed` and `ExactLearner` refuse.
@@ -163,6 +165,15 @@ class ExactLavaLearning(Closing):
         inside = step < self.steps
         np.add.at(out, (b[inside], step[inside], n[inside]), 1)
         return out
+
+    @property
+    def learning(self) -> Learning:
+        """What learns: the plans, by "layer1.weight", ..."""
+        return self.learner.learning
+
+    def transforms(self) -> dict[str, State]:
+        """By plan, the states of its transforms by their place; for `UpdateMeter`."""
+        return self.learner.transforms()
 
     def parameters(self) -> list[Parameters]:
         """The float shadows as they are now, in ms."""

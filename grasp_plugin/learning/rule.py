@@ -122,19 +122,24 @@ class PerSynapse:
 
 @dataclass(frozen=True, eq=False)
 class Full:
-    """A delta that has no factors any more, such as a sum over time (N_o, N_i)."""
+    """A delta that has no factors any more, such as a sum over time: value, or scale * value.
+
+    Args:
+        value: (N_o, N_i); scale: minus the step size, a number, of a gradient; None: not known.
+    """
 
     value: Array
+    scale: float | None = None
 
     def dense(self) -> Array:
-        return self.value
+        return self.value if self.scale is None else self.scale * self.value
 
     def bound(self) -> float:
         """At least the largest |entry|; infinite or NaN if one is."""
-        return size(self.value)
+        return size(self.value) * abs(1.0 if self.scale is None else self.scale)
 
     def scaled(self, by: Array) -> Full:
-        return Full(self.value * by)
+        return Full(self.dense() * by)
 
 
 def scaled(delta: Delta, by: Array) -> Delta:

@@ -84,12 +84,12 @@ class Whole:
     """A gradient as an array [N_o, N_i]: batches, per-synapse traces, sums over time.
 
     Args:
-        part: the delta; the step size of a `Full` one is not known, and taken as 1.
+        part: the delta; a `Full` one without a scale is taken as a step of size 1.
     """
 
     def __init__(self, part: Outer | PerSynapse | Full) -> None:
         self.part = part
-        self.eta = 1.0 if isinstance(part, Full) else -number(part.scale)
+        self.eta = 1.0 if part.scale is None else -number(part.scale)
         self.delta: Array = _numpy(part.dense())
 
     @cached_property
@@ -121,6 +121,8 @@ class Whole:
             e = _numpy(part.eligibility)
             h = _numpy(bend(_beside(np.einsum("oi,boi->bo", g, e), part.left)))
             return np.einsum("bo,boi->oi", h, e)
+        if part.scale is not None:  # an episode's gradient, with a curvature in the weights
+            return _numpy(bend(_beside(g, part.value)))
         raise Refused(
             "GRASP", "expected a delta with factors for a score with curvature, got a sum",
             "Put GRASP before Accumulate, or use score='magnitude'",

@@ -11,8 +11,15 @@ import pytest
 from grasp_plugin import build, quantise
 from grasp_plugin.adapters.from_exact import from_grid, on_grid, to_network
 from grasp_plugin.errors import Invalid, Refused
+from grasp_plugin.learning.baselines import magnitude
+from grasp_plugin.learning.budget import Fixed
 from grasp_plugin.learning.exact import Parameters
 from grasp_plugin.learning.exact.deployed import Deployed
+from grasp_plugin.learning.exact.episode import ExactGradient
+from grasp_plugin.learning.grasp import GRASP
+from grasp_plugin.learning.meter import UpdateMeter
+from grasp_plugin.learning.optimise import Adam
+from grasp_plugin.learning.rule import Plan
 
 pytestmark = pytest.mark.lava
 
@@ -37,6 +44,10 @@ def latency_task(samples: int, seed: int = 1) -> tuple[Any, Any]:
     times[:, 0, 0] = np.where(labels == 0, 1, 8) + rng.uniform(0, 2, samples)
     times[:, 1, 0] = np.where(labels == 0, 8, 1) + rng.uniform(0, 2, samples)
     return times, labels
+
+
+def delays(p: Parameters) -> Any:
+    return np.asarray(p.delay)
 
 
 def network_of(layers: list[Parameters], fixed: bool) -> Any:
@@ -141,6 +152,44 @@ def test_learning_lowers_the_loss(fixed: bool) -> None:
     assert hits[-1] >= 0.9
 
 
+@pytest.mark.parametrize("fixed", [False, True])
+def test_grasp_writes_a_quarter_and_the_rest_keeps_every_bit(fixed: bool) -> None:
+    """What a batch does not choose is on Lava what it was; the meter counts the shadows moved."""
+    names = ("layer1.weight", "layer2.weight", "layer1.delay")
+    plans = {
+        n: Plan(ExactGradient(n.partition(".")[2]), (magnitude(0.25), Adam(0.3))) for n in names
+    }
+    times, labels = latency_task(24)
+    with session_of(fixed, plans=plans) as session:
+        meter, losses = UpdateMeter(session), []
+        for k in range(0, 24, 4):
+            before, read = session.parameters(), meter.read()
+            held = [session.model(p).weights.copy() for p in session.synapses]
+            losses.append(session.learn(times[k : k + 4], labels[k : k + 4])[0].mean())
+            counts = meter.since(read)
+            for layer, (a, b) in enumerate(zip(before, session.parameters(), strict=True), start=1):
+                moved = a.weight != b.weight
+                count = counts[f"layer{layer}.weight"]
+                assert count is not None
+                assert 0 < moved.sum() == count.issued <= 0.25 * moved.size + 1
+                now = session.model(session.synapses[layer - 1]).weights
+                assert np.array_equal(now[~moved], held[layer - 1][~moved])
+                assert np.any(now != held[layer - 1])
+        assert not np.array_equal(delays(session.parameters()[0]), delays(stack()[0]))
+        assert np.array_equal(delays(session.parameters()[1]), delays(stack()[1]))
+        assert losses[-1] < losses[0]
+
+
+def test_curvature_is_refused_where_it_is_not_known() -> None:
+    plans = {"layer1.weight": Plan(ExactGradient(), (GRASP(Fixed(0.1)),))}
+    times, labels = latency_task(4)
+    with session_of(False, plans=plans) as session:
+        with pytest.raises(Exception, match="curvature"):
+            session.learn(times, labels)
+    with pytest.raises(Invalid, match=r"layer1\.beta"):
+        session_of(False, plans={"layer1.beta": ExactGradient("beta")})
+
+
 def test_only_what_is_trained_moves() -> None:
     times, labels = latency_task(4)
     with session_of(False, train=("delay",)) as session:
@@ -148,7 +197,7 @@ def test_only_what_is_trained_moves() -> None:
         session.learn(times, labels)
         assert session.learner.updates == 1
         assert np.array_equal(session.model(session.synapses[0]).weights, weights)
-        assert not np.array_equal(session.parameters()[0].delay, stack()[0].delay)
+        assert not np.array_equal(delays(session.parameters()[0]), delays(stack()[0]))
         assert type(session.neurons[0]).__name__ == "LIF"  # stock, its threshold is not written
 
 

@@ -1,7 +1,7 @@
 """A stack that learns where it runs: float shadows here, grid values there.
 
 A sample ends:   g += gradient of the loss at the spikes seen      (`observed`)
-A batch ends:    Adam or SGD on the shadows, which are then rounded to what the substrate takes:
+A batch ends:    the deltas of plans on the shadows, then rounded to what the substrate takes:
 
     float    weight = w kappa(dt)                      D = round(d / dt)      v_th = theta - V_r
     integer  weight = 2 round(w kappa S / 2^(e+1)), |.| <= 254      D      v_th = floor(... S)
@@ -11,22 +11,33 @@ NumPy and Numba only: this runs inside a Lava ProcessModel.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 from grasp_plugin.errors import Invalid, Refused
 from grasp_plugin.learning.exact.engine import Parameters
+from grasp_plugin.learning.exact.episode import (
+    Episode,
+    ExactGradient,
+    as_matrix,
+    moved,
+    plan_of,
+)
 from grasp_plugin.learning.exact.flow import decays
 from grasp_plugin.learning.exact.losses import ttfs_cross_entropy_gradient
 from grasp_plugin.learning.exact.observed import in_steps, observed_gradients
+from grasp_plugin.learning.optimise import Adam
+from grasp_plugin.learning.rule import Plan, Rule, State
+from grasp_plugin.learning.spec import Learning
 from grasp_plugin.network.network import Network
 from grasp_plugin.network.weights import Array
 
 TRAINABLE = ("weight", "delay", "theta")
-WEIGHT_MAX, V_TH_MAX, THETA_LEAST = 254, 131071, 1e-3
+WEIGHT_MAX, V_TH_MAX = 254, 131071
 DECAY_ONE = 4096.0
 
 
@@ -71,32 +82,15 @@ def units_of(network: Network, stack: list[Parameters]) -> list[Units]:
     return out
 
 
-@dataclass(eq=False)
-class Optimiser:
-    """Adam (Kingma & Ba 2015, algorithm 1), or SGD with b1 = b2 = None.
-
-    m <- b1 m + (1 - b1) g,  v <- b2 v + (1 - b2) g^2,  x <- x - eta m^ / (sqrt(v^) + eps)
-    """
-
-    b1: float | None = 0.9
-    b2: float | None = 0.999
-    eps: float = 1e-8
-    step: int = 0
-    memory: dict[str, tuple[Array, Array]] = field(default_factory=dict)
-
-    def move(self, name: str, value: Array, gradient: Array, rate: float) -> Array:
-        """The new value; count `step` up before the first of an update."""
-        if self.b1 is None or self.b2 is None:
-            plain: Array = value - rate * gradient
-            return plain
-        mean, square = self.memory.get(name, (np.zeros(value.shape), np.zeros(value.shape)))
-        mean = self.b1 * mean + (1 - self.b1) * gradient
-        square = self.b2 * square + (1 - self.b2) * gradient * gradient
-        self.memory[name] = mean, square
-        unbiased = mean / (1 - self.b1**self.step)
-        root = np.sqrt(square / (1 - self.b2**self.step))
-        out: Array = value - rate * unbiased / (root + self.eps)
-        return out
+def plans_of(
+    layers: int, train: Collection[str], rates: dict[str, float], adam: bool
+) -> dict[str, Rule]:
+    """A plan for each parameter of each layer: Adam, or plain SGD, at its rate."""
+    plans: dict[str, Rule] = {}
+    for k, name in product(range(1, layers + 1), train):
+        rule = ExactGradient(name, 1.0 if adam else rates[name])
+        plans[f"layer{k}.{name}"] = Plan(rule, (Adam(rates[name]),) if adam else ())
+    return plans
 
 
 @dataclass(eq=False)
@@ -119,6 +113,8 @@ class Deployed:
         rates: of the optimiser, by those names [per unit of each].
         batch: samples between two updates; the gradient is their mean.
         adam: False: plain SGD.
+        plans: in the place of train, rates and adam: by "layer1.weight", ..., a `Plan` of
+            `ExactGradient`, with `GRASP`, say. No curvature is known here.
         most_steps: of delay; shadows are kept in 0..most_steps dt.
         slack, gdot_min_per_ms: as in `observed_gradients`.
         bump: added to the weights into a hidden neuron that was silent over a batch, and into the
@@ -143,6 +139,7 @@ class Deployed:
         rates: dict[str, float] | None = None,
         batch: int = 1,
         adam: bool = True,
+        plans: Mapping[str, Rule] | None = None,
         most_steps: int = 62,
         slack: float = 0.1,
         gdot_min_per_ms: float = 1e-4,
@@ -161,14 +158,36 @@ class Deployed:
             )
         self.units, self.dt = units_of(network, stack), 1000.0 * float(network.dt_s or 0.0)
         self.layers = [_synaptic(p) for p in stack]
-        self.train, self.batch, self.most = tuple(train), int(batch), int(most_steps)
-        self.rates = {"weight": 5e-3, "delay": 2e-2, "theta": 1.5e-3} | (rates or {})
+        self.batch, self.most = int(batch), int(most_steps)
+        rates = {"weight": 5e-3, "delay": 2e-2, "theta": 1.5e-3} | (rates or {})
+        self._plan(plans_of(len(stack), train, rates, adam) if plans is None else plans)
         self.t_end = float(t_end_ms)
         self.slack, self.gdot_min, self.bump = float(slack), float(gdot_min_per_ms), float(bump)
-        self.loss, self.optimiser = dict(loss or {}), Optimiser(*(() if adam else (None, None)))
+        self.loss = dict(loss or {})
         self.impossible = self.clamped = self.clipped = self.updates = 0
         self._check_delays(network)
         self._clear()
+
+    def _plan(self, plans: Mapping[str, Rule]) -> None:
+        self.places = {name: plan_of(plans, name) for name in plans}
+        for name, (layer, parameter) in self.places.items():
+            if layer not in range(len(self.layers)) or parameter not in TRAINABLE:
+                raise Invalid(
+                    name, f"expected {TRAINABLE} of one of {len(self.layers)} layers, got that",
+                    "Train the others by torch, before they are deployed",
+                )  # fmt: skip
+        self.train = tuple(n for n in TRAINABLE if n in {p for _, p in self.places.values()})
+        classes = len(self.layers[-1].weight)
+        self.learning = Learning(dict(plans), {}, classes, f"layer{len(self.layers)}")
+        self.states = {n: plan.init(self._matrix(n)) for n, plan in plans.items()}
+
+    def _matrix(self, name: str) -> Array:
+        layer, parameter = self.places[name]
+        return as_matrix(np.asarray(getattr(self.layers[layer], parameter)))
+
+    def transforms(self) -> dict[str, State]:
+        """By plan, the states of its transforms by their place; for `UpdateMeter`."""
+        return {name: state.get("transforms", {}) for name, state in self.states.items()}
 
     def _check_delays(self, network: Network) -> None:
         for k, (projection, held) in enumerate(
@@ -250,19 +269,19 @@ class Deployed:
         """Move the shadows if a batch is full; True if it was."""
         if self.seen < self.batch:
             return False
-        self.optimiser.step += 1
-        last = len(self.layers) - 1
-        for k, (p, sums) in enumerate(zip(self.layers, self.sums, strict=True)):
-            new: dict[str, Any] = {
-                name: self.optimiser.move(
-                    f"{name}{k}", getattr(p, name), sums[name] / self.seen, self.rates[name]
-                )
-                for name in self.train
-            }
+        new = list(self.layers)
+        for name, plan in self.learning.plans.items():
+            layer, parameter = self.places[name]
+            means = {key: value / self.seen for key, value in self.sums[layer].items()}
+            seen = Episode(np.zeros((0, new[layer].weight.shape[1], 0)), gradients=means)
+            delta, self.states[name] = plan.update(seen, self.states[name], self._matrix(name))
+            new[layer] = moved(new[layer], parameter, delta, self.most * self.dt)
+        last = len(new) - 1
+        for k, p in enumerate(new):
             silent = ~self.heard[k] & (self.labels if k == last else True)
             if self.bump and silent.any():
-                new["weight"] = new.get("weight", p.weight) + self.bump * silent[:, None]
-            self.layers[k] = _valid(replace(p, **_projected(p, new, self.most * self.dt)))
+                p = replace(p, weight=p.weight + self.bump * silent[:, None])
+            self.layers[k] = _valid(p)
         self.updates += 1
         if self.units[0].scale is not None:
             self.clipped += sum(int((abs(h.weight) == WEIGHT_MAX).sum()) for h in self.written())
@@ -284,16 +303,6 @@ def _synaptic(p: Parameters) -> Parameters:
         theta=each(p.theta, outs), v_reset=each(p.v_reset, outs), beta=each(p.beta, outs),
         bias=each(p.bias, outs),
     )  # fmt: skip
-
-
-def _projected(p: Parameters, new: dict[str, Any], longest_ms: float) -> dict[str, Any]:
-    """Delays in 0..longest, thresholds above rest and reset."""
-    if "delay" in new:
-        new["delay"] = np.clip(new["delay"], 0.0, longest_ms)
-    if "theta" in new:
-        least = np.maximum(np.asarray(p.v_reset), 0.0) + THETA_LEAST
-        new["theta"] = np.maximum(new["theta"], least)
-    return new
 
 
 def _valid(p: Parameters) -> Parameters:

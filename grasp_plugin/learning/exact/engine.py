@@ -33,6 +33,7 @@ from grasp_plugin.learning.exact.traffic import Traffic
 from grasp_plugin.network.weights import Array
 
 NONE = np.zeros((0, 0))
+THETA_LEAST = 1e-3  # how far thresholds that learn are kept above rest and reset
 CAPACITY = 1024  # spikes of a neuron in an episode; more is taken for a runaway
 
 

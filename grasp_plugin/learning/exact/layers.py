@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from grasp_plugin.errors import Invalid
-from grasp_plugin.learning.exact.engine import CAPACITY, Parameters
+from grasp_plugin.learning.exact.engine import CAPACITY, THETA_LEAST, Parameters
 from grasp_plugin.learning.exact.function import TAUS, Guard, Outputs, Setting, spike_times
 from grasp_plugin.learning.exact.traffic import Traffic
 
-THETA_LEAST = 1e-3  # how far project_ keeps thresholds above rest and reset
 TAU_LEAST_MS = 1e-2
 
 

@@ -88,15 +88,48 @@ def ttfs_cross_entropy_gradient(
     xp = array_namespace(times)
     fired, t = _fired(times)
     spoke = _own(fired, labels)[:, None]
-    z = xp.where(fired | ~spoke, -t / tau0_ms, xp.zeros_like(t) - xp.inf)
-    p = xp.exp(z - xp.max(z, axis=1, keepdims=True))
-    p = p / xp.sum(p, axis=1, keepdims=True)
+    z, p = _softmax(fired | ~spoke, t, tau0_ms)
     late = xp.exp(_own(t, labels) / tau1_ms)
     loss = _cross_entropy(z, labels) + alpha * (late - 1)
     own = xp.arange(times.shape[1])[None, :] == labels[:, None]
     d = xp.where(own, (1 - p) / tau0_ms + (alpha / tau1_ms) * late[:, None], -p / tau0_ms)
     silent = xp.zeros_like(loss) + t_end_ms / tau0_ms
     return xp.where(spoke[:, 0], loss, silent), xp.where(spoke & fired, d, xp.zeros_like(d))
+
+
+def ttfs_cross_entropy_curvature(
+    times: Array,
+    labels: Array,
+    u: Array,
+    *,
+    tau0_ms: float = 0.5,
+    tau1_ms: float = 6.4,
+    alpha: float = 3e-3,
+) -> Array:
+    """Lambda u (batch, class), Lambda = d^2L/dt^2 of `ttfs_cross_entropy` a sample.
+
+    (Lambda u)_c = p_c (u_c - p . u) / tau0^2 + [c = y] (alpha / tau1^2) e^{t_y / tau1} u_y
+
+    Positive semi-definite. Args: u: (batch, class); 0 is taken where an output is silent.
+    """
+    xp = array_namespace(times)
+    fired, t = _fired(times)
+    spoke = _own(fired, labels)[:, None]
+    _, p = _softmax(fired | ~spoke, t, tau0_ms)
+    u = xp.where(spoke & fired, u, xp.zeros_like(u))
+    own = xp.arange(times.shape[1])[None, :] == labels[:, None]
+    bent = p * (u - xp.sum(p * u, axis=1, keepdims=True)) / tau0_ms**2
+    late = (alpha / tau1_ms**2) * xp.exp(_own(t, labels) / tau1_ms)[:, None] * u
+    out = bent + xp.where(own, late, xp.zeros_like(late))
+    return xp.where(spoke & fired, out, xp.zeros_like(out))
+
+
+def _softmax(heard: Array, t: Array, tau0_ms: float) -> tuple[Array, Array]:
+    """(z = -t / tau0, or -inf where not heard; softmax z)."""
+    xp = array_namespace(t)
+    z = xp.where(heard, -t / tau0_ms, xp.zeros_like(t) - xp.inf)
+    p = xp.exp(z - xp.max(z, axis=1, keepdims=True))
+    return z, p / xp.sum(p, axis=1, keepdims=True)
 
 
 def voltage_cross_entropy(v_max: Array, labels: Array) -> Array:
