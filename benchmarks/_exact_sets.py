@@ -152,17 +152,21 @@ class Exact(torch.nn.Module):
         """Of a batch."""
         out = self.two(self.one(x))
         if self.kind == "vmax":
-            return voltage_cross_entropy(out.v_max, y)
-        return ttfs_cross_entropy(first_spikes(out), y, t_end_ms=self.t_end)
+            loss: Tensor = voltage_cross_entropy(out.v_max, y)
+        else:
+            loss = ttfs_cross_entropy(first_spikes(out), y, t_end_ms=self.t_end)
+        return loss
 
     @torch.no_grad()
     def right(self, x: Tensor, y: Tensor) -> Tensor:
         """Which samples are told."""
         out = self.two(self.one(x))
         if self.kind == "vmax":
-            return out.v_max.argmax(1) == y
-        first = first_spikes(out)
-        return (first.argmin(1) == y) & torch.isfinite(first).any(1)
+            told: Tensor = out.v_max.argmax(1) == y
+        else:
+            first = first_spikes(out)
+            told = (first.argmin(1) == y) & torch.isfinite(first).any(1)
+        return told
 
     def project_(self) -> None:
         self.one.project_()
@@ -227,7 +231,7 @@ def fit(net: Any, task: Set, seed: int, epochs: int, lr: float) -> None:
 
 def accuracy(net: Any, split: Split) -> float:
     """Of a split, 100 samples at a time."""
-    parts = [net.right(x, y) for x, y in zip(*(t.split(100) for t in split), strict=True)]
+    parts = [net.right(x, y) for x, y in zip(*(torch.split(t, 100) for t in split), strict=True)]
     return float(torch.cat(parts).double().mean())
 
 

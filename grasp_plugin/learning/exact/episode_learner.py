@@ -7,7 +7,7 @@ Curvature of the loss in one parameter of one layer, along V, both [N_o, N_i]:
              t: the outputs' first spikes, Lambda = d^2L/dt^2, J^T: the adjoint
 
 Between spike patterns the loss is smooth, so these differences are of what the gradient itself is
-made of, unlike those of a spike with a surrogate; e = 1e-5 / max |V|. They are taken 1e-5 ms later
+made of, unlike those of a spike with a surrogate; e = 1e-5 / max |V|. They are taken 2e-5 ms later
 for delays, which may be 0 and not less. A sample whose pattern changes within e has no second
 derivative there: it is left out of the product, and counted.
 """
@@ -195,7 +195,7 @@ class _Curvature:
         """The runs from this layer up, with its parameter changed."""
         stack = self.learner.stack[self.layer :]
         value = np.array(getattr(stack[0], self.parameter), float)
-        value += change.reshape(value.shape) + STEP * (self.parameter in DELAYS)
+        value += change.reshape(value.shape) + 2 * STEP * (self.parameter in DELAYS)
         changed = with_value(stack[0], self.parameter, value)
         return run_stack([changed, *stack[1:]], self.runs[self.layer].inputs, self.learner.t_end)
 
