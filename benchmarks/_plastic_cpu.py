@@ -1,7 +1,9 @@
-"""CPU time a step of one plastic projection in Lava: stock `LearningDense` and `PlasticDense`."""
+"""CPU time a step of one plastic projection in Lava: stock `LearningDense`, `PlasticDense` and, in
+float, `PostponedDense`."""
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from typing import Any
@@ -14,6 +16,7 @@ from grasp_plugin.learning import ottt
 from grasp_plugin.learning.fixed_plan import fixed_plan
 from grasp_plugin.learning.kernels import gather
 from grasp_plugin.learning.loihi import loihi_form
+from grasp_plugin.learning.postponed import STEPS
 from grasp_plugin.runtime.lava_import import kept_logging, require_lava
 
 RATE = 0.05  # of the inputs
@@ -23,7 +26,7 @@ class Timed:
     """source -> connection -> sink with errors, in one process; without connection, two sinks.
 
     Args:
-        connection: `LearningDense` or `PlasticDense`, or None.
+        connection: `LearningDense`, `PlasticDense` or `PostponedDense`, or None.
         spikes, errors: (N_i, time), (N_o, time).
         port: the connection's port for errors.
         tag: "floating_pt" or "fixed_pt".
@@ -93,8 +96,12 @@ class Timed:
 def projection_cpu(
     size: int, share: float, precision: str, blocks: int, steps: int
 ) -> dict[str, Any]:
-    """One row of the CPU table; `share` of the neurons have an error in a step."""
+    """One row of the CPU table; `share` of the neurons have an error in a step.
+
+    `ratio` is stock / ours for `PlasticDense`, `postponed_ratio` for `PostponedDense`.
+    """
     from grasp_plugin.processes.plastic.process import PlasticDense
+    from grasp_plugin.processes.postponed.process import PostponedDense
 
     rng, fixed = np.random.default_rng(1), precision == "fixed"
     length = 10 * blocks * steps + 3
@@ -111,19 +118,25 @@ def projection_cpu(
         "stock": Timed(learning_dense(weights, form), spikes, y, "s_in_y1", tag),
         "ours": Timed(PlasticDense(weights=weights, plan=plan), spikes, errors, "signal_in", tag),
     }
+    if not fixed:
+        connection = PostponedDense(weights=weights, plan=plan)
+        graphs["postponed"] = Timed(connection, spikes, errors, "signal_in", tag)
+    lengths = {"stock": steps, "postponed": STEPS}  # in each of which all is settled once
     taken: dict[str, list[float]] = {name: [] for name in graphs}
     for _ in range(blocks):
         for name, graph in graphs.items():
-            taken[name].append(graph.block(steps if name == "stock" else 10 * steps))
+            taken[name].append(graph.block(lengths.get(name, 10 * steps)))
     for graph in graphs.values():
         graph.stop()
     cpu = {name: float(np.median(values)) for name, values in taken.items()}
     stock, ours = cpu["stock"] - cpu["around"], cpu["ours"] - cpu["around"]
+    waiting = cpu.get("postponed", math.nan) - cpu["around"]
     learning = {name: float(np.median(graphs[name].learning)) for name in ("stock", "ours")}
     floor = floor_seconds(np.int16 if fixed else np.float64, size, share)
     return {
         "size": size, "error_share": share, "precision": precision, "stock_ms": stock * 1e3,
-        "ours_ms": ours * 1e3, "ratio": stock / ours,
+        "ours_ms": ours * 1e3, "ratio": stock / ours, "postponed_ms": waiting * 1e3,
+        "postponed_ratio": stock / waiting,
         "learning_ratio": learning["stock"] / learning["ours"], "over_floor": ours / floor,
         "outer_ms": outer_cpu(size) * 1e3,
     }  # fmt: skip

@@ -55,7 +55,8 @@ def build(
         signals: by population, as in `Learning`.
         classes: number of classes.
         readout: the population that the class is read from; None: the network's only output.
-        options: passed to the back end's session.
+        options: passed to the back end's session; on "lava" with plans, postponed=True: the fastest
+            updates in float, see `LavaLearning`.
 
     Returns:
         A `Session`, or with plans a `LearningSession`; use it as a context manager.

@@ -306,11 +306,12 @@ def model_class(process: Any, tag: str) -> type:
     from grasp_plugin.processes.exact import models as exact
     from grasp_plugin.processes.leaky import models as ours
     from grasp_plugin.processes.plastic import models as plastic
+    from grasp_plugin.processes.postponed import models as postponed
     from grasp_plugin.processes.scheduler import models as scheduler
     from grasp_plugin.processes.signal import models as signal
 
     for module in (
-        neurons, dense, sparse, source, sink, ours, plastic, scheduler, signal, exact,
+        neurons, dense, sparse, source, sink, ours, plastic, postponed, scheduler, signal, exact,
     ):  # fmt: skip
         for candidate in vars(module).values():
             implemented = getattr(candidate, "implements_process", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -31,18 +32,30 @@ class LavaLearning(LearningSession):
     """`build(network, backend="lava", plans=...)`, float or Loihi integers.
 
     Args:
+        postponed: dense projections in float whose updates wait until their input spikes
+            (`PostponedDense`, the fastest), by name, or True for all that learn. The weights are
+            those of postponed=False up to rounding; a network that magnifies rounding, by loops or
+            a spike at the edge of its threshold, shows it.
         options: for integers: error_max, rate_max and seed of `learning.fixed_plan.fixed_plans`.
 
     Raises:
         Refused: Lava is not installed, or cannot express the network or a plan.
     """
 
-    def __init__(self, network: Network, learning: Learning, **options: Any) -> None:
+    def __init__(
+        self,
+        network: Network,
+        learning: Learning,
+        *,
+        postponed: bool | Collection[str] = False,
+        **options: Any,
+    ) -> None:
         super().__init__(network, learning)
         require_lava()
         if options and network.precision == "float":
-            raise TypeError(f"expected no options for a float network, got {', '.join(options)}")
-        self._options = options
+            got = ", ".join(options)
+            raise TypeError(f"expected no options but postponed for a float network, got {got}")
+        self._options = {"postponed": postponed, **options}
         self._graph = self._compiled(1)  # refuse at build time what cannot be laid out
 
     def _compiled(self, steps: int) -> _LearningGraph:

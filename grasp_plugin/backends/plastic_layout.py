@@ -12,13 +12,14 @@ spike that it judges, since each connection takes a step. A plan there says so w
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from grasp_plugin.backends.plastic_curvature import bending, bending_rules
-from grasp_plugin.errors import Refused
+from grasp_plugin.errors import Invalid, Refused
 from grasp_plugin.learning.convolved import Convolved, SharedBias
 from grasp_plugin.learning.fixed_plan import fixed_plans
 from grasp_plugin.learning.network_curvature import products
@@ -41,13 +42,21 @@ class PlasticLayout:
     Args:
         network: float, or integers.
         learning: plans and signals.
+        postponed: projections that become a `PostponedDense`, or True: all that learn.
         options: for integers, those of `fixed_plans`.
 
     Raises:
         Refused: what Lava's timing or this layout cannot express, named.
     """
 
-    def __init__(self, network: Network, learning: Learning, **options: Any) -> None:
+    def __init__(
+        self,
+        network: Network,
+        learning: Learning,
+        *,
+        postponed: bool | Collection[str] = False,
+        **options: Any,
+    ) -> None:
         from grasp_plugin.processes.network.models import (
             Layout,
             add_bias,
@@ -61,6 +70,7 @@ class PlasticLayout:
         self.late = self._lateness()
         self.bends = bending_rules(self.learner)
         self.fixed = network.precision == "loihi"
+        self.postponed = self._waiting(postponed)
         self._integers = fixed_plans(network, learning, **options) if self.fixed else {}
         own = frozenset(learning.signals)
         self.plastic: dict[str, Any] = {}
@@ -87,6 +97,27 @@ class PlasticLayout:
     def processes(self) -> list[Any]:
         own = [*self.plastic.values(), *self.signals.values()]
         return [*self.base.processes(), *own, *([self.scheduler] if self.scheduler else [])]
+
+    def _waiting(self, asked: bool | Collection[str]) -> frozenset[str]:
+        """The projections whose updates are postponed.
+
+        Raises:
+            Invalid: one that does not learn.
+            Refused: integers, or a convolution.
+        """
+        learn = {k.name: k for k in self.network.projections if k.name in self.learning.plans}
+        names = frozenset(() if asked is False else learn if asked is True else asked)
+        for name in sorted(names):
+            if name not in learn:
+                known = f"expected a projection that learns, of {sorted(learn)}, got another"
+                raise Invalid(name, known, "Pass postponed=True or names of these")
+            if self.fixed or isinstance(learn[name].weight, Conv):
+                got = "integers" if self.fixed else "a convolution"
+                raise Refused(
+                    name, f"expected dense weights in float for postponed updates, got {got}",
+                    "Leave its name out of postponed",
+                )  # fmt: skip
+        return names
 
     def _lateness(self) -> dict[str, int]:
         """By population, how late its signal comes: only an error that goes down takes steps."""
@@ -156,10 +187,13 @@ class PlasticLayout:
     def _add_plastic(self, k: Synapses) -> None:
         from grasp_plugin.processes.leaky.process import DelayLine
         from grasp_plugin.processes.plastic.process import PlasticConv, PlasticDense
+        from grasp_plugin.processes.postponed.process import PostponedDense
 
         options = self._options(k.name, k.target)
-        if isinstance(k.weight, Conv):
-            process: Any = PlasticConv(conv=k.weight, **options, **self._scale(k))
+        if k.name in self.postponed:
+            process: Any = PostponedDense(weights=k.weight, **options)
+        elif isinstance(k.weight, Conv):
+            process = PlasticConv(conv=k.weight, **options, **self._scale(k))
         else:
             process = PlasticDense(weights=k.weight, **options, **self._scale(k))
         entry, wait = process.s_in, int(np.min(extra_delay(k, self.arrival)))

@@ -21,7 +21,7 @@ from grasp_plugin.learning.kernels import add_delta, gather
 from grasp_plugin.learning.local_curvature import KnownDirection
 from grasp_plugin.learning.online import refuse_unless_finite
 from grasp_plugin.learning.price_post import Post
-from grasp_plugin.learning.rule import Factors, Rule, with_lasting
+from grasp_plugin.learning.rule import Delta, Factors, Rule, with_lasting
 from grasp_plugin.learning.shared_budget import report, with_price
 from grasp_plugin.network.weights import Conv
 from grasp_plugin.processes.plastic.process import PlasticConv, PlasticDense
@@ -56,8 +56,8 @@ class _Plastic(PyLoihiProcessModel):
     def rest(self) -> None:
         """Forget all traces and what is under way; weights stay."""
         if self.state is not None and isinstance(self.plan, Rule):
-            matrix = self.weights.reshape(len(self.weights), -1)
-            self.state = with_lasting(core_of(self.plan), self.plan.init(matrix), self.state)
+            fresh = self.plan.init(self.matrix())
+            self.state = with_lasting(core_of(self.plan), fresh, self.state)
         self.pre, self.factors = None, None
         if self.price_post is not None:
             self.price_post.rest()
@@ -119,7 +119,7 @@ class _Plastic(PyLoihiProcessModel):
     def plan_state(self) -> Any:
         """The state of a float plan; that of before step 0, if it has none yet."""
         if self.state is None:
-            return self.plan.init(self.weights.reshape(len(self.weights), -1))
+            return self.plan.init(self.matrix())
         return self.state
 
     def learn(self, factors: Factors) -> None:
@@ -127,10 +127,21 @@ class _Plastic(PyLoihiProcessModel):
 
         A learning phase would be one more round of synchronisation for every Process of the graph.
         """
-        matrix = self.weights.reshape(len(self.weights), -1)
-        delta, self.state = self.plan.update(factors, self.plan_state(), matrix)
-        step = int(self.age[0]) - 1 - self.first - self.late  # of the sequence
-        refuse_unless_finite(delta, self.state, self.name, step)
+        delta, self.state = self.plan.update(factors, self.plan_state(), self.matrix())
+        refuse_unless_finite(delta, self.state, self.name, self.step())
+        self.add(delta, factors)
+
+    def step(self) -> int:
+        """The step of the sequence that is learned from."""
+        return int(self.age[0]) - 1 - self.first - self.late
+
+    def matrix(self) -> Any:
+        """The weights as a rule sees them: [N_o, N_i], or a kernel [C_out, C_in prod(K)]."""
+        return self.weights.reshape(len(self.weights), -1)
+
+    def add(self, delta: Delta, factors: Factors) -> None:
+        """W += delta, which came of these factors."""
+        del factors
         add_delta(self.weights, delta)
 
     def in_float(self, margin: Any) -> Any:
@@ -146,7 +157,7 @@ class _Plastic(PyLoihiProcessModel):
         """W^T error (N_i,)."""
 
 
-class _PlasticFloat(_Plastic):
+class PlasticFloat(_Plastic):
     """The ports and weights of the float models."""
 
     s_in: Any = LavaPyType(PyInPort.VEC_DENSE, float)
@@ -166,7 +177,7 @@ class _PlasticFloat(_Plastic):
 @implements(proc=PlasticDense, protocol=LoihiProtocol)
 @requires(CPU)
 @tag("floating_pt")
-class PyPlasticDenseFloat(_PlasticFloat):
+class PyPlasticDenseFloat(PlasticFloat):
     def forward(self, pre: Any) -> Any:
         return gather(self.weights, pre)
 
@@ -240,7 +251,7 @@ class PyPlasticDenseFixed(_PlasticFixed):
 @implements(proc=PlasticConv, protocol=LoihiProtocol)
 @requires(CPU)
 @tag("floating_pt")
-class PyPlasticConvFloat(_PlasticFloat):
+class PyPlasticConvFloat(PlasticFloat):
     def __init__(self, proc_params: Any) -> None:
         super().__init__(proc_params)
         self.patches = patches(proc_params["conv"])

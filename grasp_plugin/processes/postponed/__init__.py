@@ -1,0 +1,1 @@
+"""Synapses that learn, whose updates wait until their input spikes."""
