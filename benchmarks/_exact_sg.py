@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 T_END = 50.0
 RATES, SLOPES, LOSSES = (5e-3, 1e-2), (10.0, 40.0, 100.0), ("first", "vmax")
-TUNING_EPOCHS, TUNING_SEED, EPOCHS, SEEDS = 4, 100, 30, (1, 2, 3)
+TUNING_EPOCHS, TUNING_SEED, EPOCHS, SEEDS, DECAY = 4, 100, 30, (1, 2, 3), 0.95
 COARSE, FINE = 1.0, 0.1
 KEYS = ("part", "model", "dt_ms", "loss", "lr", "slope", "seed", "epochs")
 FIGURES = ("test", "validation", "cpu_s")
@@ -60,7 +60,7 @@ def fit(model: exact.Model, seed: int, epochs: int, grid: Grid, loss: str, lr: f
     if model.delays:
         groups.append({"params": [one.delay, two.delay], "lr": 4 * lr})
     optimizer = torch.optim.Adam(groups, fused=True)
-    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, exact.DECAY)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, DECAY)
     for epoch in tqdm(range(epochs), desc=f"BPTT {model.name} {grid.dt:g} ms", leave=False):
         generator = torch.Generator().manual_seed(1000 * seed + epoch)
         order = torch.randperm(len(x), generator=generator)
