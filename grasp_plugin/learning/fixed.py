@@ -26,8 +26,10 @@ from grasp_plugin.learning.fixed_plan import (
     FixedPlan,
     refuse_bent_sums,
 )
+from grasp_plugin.learning.rounded import Rounded
 from grasp_plugin.learning.rule import Array, Factors, Full, Outer, State
 from grasp_plugin.learning.scores import Selection
+from grasp_plugin.learning.worth import gradient_of
 from grasp_plugin.network.weights import Conv
 
 PRODUCTS = ("products", "dense_products", "dense_nz_products")
@@ -116,7 +118,8 @@ class FixedSynapses:
         """The synapses to write at this step; None: all. Advances `transforms`.
 
         A score with curvature takes M d for M e, e the float error: d is e in integers, and M is
-        known along e alone where the layers above have gone on.
+        known along e alone where the layers above have gone on. The score "change" rounds first,
+        by the random words of the write.
         """
         plan, state = self.plan, self.transforms
         if plan.grasp is None or state is None:
@@ -132,7 +135,10 @@ class FixedSynapses:
             scale = plan.gain / plan.y_scale if plan.y_scale else 0.0
             part = Full(scale * self._sums(y, x))  # -gradient: a step of size 1
             factors = replace(factors, curvature=None)
-        delta, after = plan.grasp.update({"weight": part}, state, self.weights, factors=factors)
+        extras: dict[str, Any] = {"factors": factors}
+        if plan.grasp.score == "change":
+            extras["gradient"] = Rounded(gradient_of(part), self._worth(y, x))
+        delta, after = plan.grasp.update({"weight": part}, state, self.weights, **extras)
         if self._patches is not None:  # every position's product was formed
             more = (len(self._patches) - 1) * self.weights.size
             after |= {name: after[name] + more for name in PRODUCTS}
@@ -158,6 +164,16 @@ class FixedSynapses:
         """Make the writes that are under way, at the end of a sequence."""
         while self.waiting:
             self._write(self.weights, self.waiting.popleft())
+
+    def _worth(self, y: Array, x: Array) -> Array:
+        """|gradient x change| of every synapse, [N_o, N_i], in units of the loss."""
+        plan = self.plan
+        sums = np.multiply.outer(y, x) if self._patches is None else self._sums(y, x)
+        changes = kernels.changes(sums, plan.shift, kernels.key(plan.seed, self.draws, 3))
+        per = plan.gain / plan.y_scale if plan.y_scale else 0.0  # gradient for one unit of y x
+        unit = plan.rule.learning_rate * per * 2.0**plan.shift  # float per weight unit
+        worth: Array = abs(2.0 * unit * per) * np.abs(sums * changes)
+        return worth
 
     def _sums(self, y: Array, x: Array) -> Array:
         """sum over positions of y x, [C_out, C_in prod(K)]."""

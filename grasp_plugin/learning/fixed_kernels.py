@@ -115,6 +115,20 @@ def _write_pairs(weights, products, rows, columns, bits, low, high, key):
     return clipped, changed
 
 
+@jit
+def _changes(sums, bits, key):
+    """SR(sums / 2^bits), index r columns + c, 0 where a sum is."""
+    out = np.zeros(sums.shape, np.int64)
+    mask = np.uint32((1 << bits) - 1)
+    for r in range(sums.shape[0]):
+        for c in range(sums.shape[1]):
+            if sums[r, c] != 0:
+                index = np.uint32(r * sums.shape[1] + c)
+                word = mix(np.uint32(key + index * GOLDEN)) & mask
+                out[r, c] = (sums[r, c] + np.int64(word)) >> bits
+    return out
+
+
 def key(seed: int, step: int, stream: int) -> Any:
     """The key of one step's random words; streams 0 to 3 are independent."""
     return key_of(np.uint32(seed & 0xFFFFFFFF), np.uint32((step & 0x3FFFFFFF) * 4 + stream))
@@ -142,6 +156,12 @@ def write_sums(weights: Any, sums: Any, shift: int, low: int, high: int, key: An
     """weights += 2 SR(sums / 2^(shift + 1)) in place; returns how many met a limit."""
     wide = np.ascontiguousarray(sums, np.int64)
     return int(_write_sums(weights, wide, shift + 1, low, high, np.uint32(key)))
+
+
+def changes(sums: Any, shift: int, key: int) -> Any:
+    """SR(sums / 2^(shift + 1)), [N_o, N_i]: half of what `write` adds by the same key."""
+    wide = np.ascontiguousarray(sums, np.int64)
+    return _changes(wide, shift + 1, np.uint32(key))
 
 
 def write_picked(

@@ -14,6 +14,8 @@ every score is separable, score_oi = a_o q_i, and nothing of size N_o N_i is for
     magnitude        d_o^2                            p_i^2     |g|, squared
     random           any of those with a gradient, k as `magnitude` would have it; control
     error            |d_o|                            1         the row's error alone
+    change           as magnitude; in integers |g_oi D_oi|, D what is written after rounding, and
+                     none that round to nothing: see `learning.rounded`
 
     sharpness        s = rho |g| + rho^2 g^T H g / (2 |g|^2)
 
@@ -33,11 +35,12 @@ from grasp_plugin.errors import Invalid
 from grasp_plugin.learning.budget import Budget, Fixed
 from grasp_plugin.learning.chosen import Chosen as Chosen
 from grasp_plugin.learning.curvature import KINDS, diagonal
+from grasp_plugin.learning.rounded import Rounded
 from grasp_plugin.learning.rule import Array, Delta, Factors, State, Transform
 from grasp_plugin.learning.scores import Block, Scores, Selection, Separable, spread
 from grasp_plugin.learning.worth import Bend, RankOne, Whole, gradient_of
 
-SCORES = ("pred_decrease", "abs_gHg", "magnitude", "random", "error")
+SCORES = ("pred_decrease", "abs_gHg", "magnitude", "random", "error", "change")
 GRAINS = ("weight", "row", "column", "block")
 BENT = ("pred_decrease", "abs_gHg")  # scores that need a curvature
 COUNTS = (
@@ -109,7 +112,7 @@ class GRASP(Transform):
     def update(
         self, delta: Delta, state: State, weight: Array, **extras: Any
     ) -> tuple[Delta, State]:
-        gradient = gradient_of(delta["weight"])
+        gradient = extras.get("gradient") or gradient_of(delta["weight"])
         bend = self._bend(extras["factors"], int(state["steps"][0]))
         scores = self.scores(gradient, bend)
         picked, budget = self.choose(scores, state)
@@ -126,7 +129,7 @@ class GRASP(Transform):
         after |= self._noted(state, picked, scores)
         return {**delta, "weight": gradient.take(picked)}, {"budget": budget, **after}
 
-    def scores(self, gradient: RankOne | Whole, bend: Bend | None) -> Scores:
+    def scores(self, gradient: RankOne | Whole | Rounded, bend: Bend | None) -> Scores:
         """The score of every synapse."""
         scores = gradient.scores(self.score, self.rho, bend)
         if self.score == "error":

@@ -16,6 +16,14 @@ raised by one spike where they adapt); a larger S makes thresholds finer, never 
 parameter is clipped: what does not fit makes S smaller, and no S at all is refused. A membrane that
 saturates all the same is counted by the Lava session (`Recording.saturated`).
 
+Weights that learn drive more than they first did. S is then the largest for which u still fits with
+every plastic weight at its limit 256 2^e,
+
+    64 (sum_plastic 256 2^e x_max + sum_others |w_int| 2^e x_max) / du < 2^23
+
+or, where that would cost bits of the weights (above about 1024 inputs without synaptic memory), for
+which the first weights fit `room` times; a warning then names the population.
+
 Source: Lava 0.10 (lava/proc/lif, dense, utils/weightutils), see `neurons.lif_fixed`.
 """
 
@@ -28,14 +36,13 @@ import numpy as np
 
 from grasp_plugin.errors import Invalid, Refused
 from grasp_plugin.network import weights as W
-from grasp_plugin.network.network import Bias, Network, Population, Projection
-from grasp_plugin.network.weights import Array, Weight
-from grasp_plugin.neurons.lif_fixed import UV_MAX, check_registers
-
-V_TH_MAX = 131071
-DECAY_ONE = 4096
-MIXED_MAX, SINGLE_MAX = 254, 255
-EXPONENTS = range(-8, 8)
+from grasp_plugin.network.network import Network, Population, Projection
+from grasp_plugin.network.scales import DECAY_ONE as DECAY_ONE
+from grasp_plugin.network.scales import MIXED_MAX, FanIn, scale_of
+from grasp_plugin.network.scales import integers as integers
+from grasp_plugin.network.scales import weight_limit as weight_limit
+from grasp_plugin.network.weights import Weight
+from grasp_plugin.neurons.lif_fixed import check_registers
 
 
 def quantise(
@@ -44,6 +51,7 @@ def quantise(
     headroom: float | None = None,
     plastic: Collection[str] = (),
     growth: float = 2.0,
+    room: float | None = None,
 ) -> Network:
     """The network on Loihi integers.
 
@@ -56,6 +64,10 @@ def quantise(
         plastic: projections and biases that will learn: their weights may change sign and grow.
         growth: how many times the largest weight a plastic weight can hold; every doubling costs a
             bit of its precision. A layer that starts near zero needs much more than 2.
+        room: how many times what the first weights can drive a current, and the membrane of an LI,
+            can hold. None: with plastic weights, all that these can drive at their limits, or 1
+            where that would cost bits of the weights (a warning says so); without, 1. A number is
+            kept even if it costs bits.
 
     Returns:
         A `Network` of precision "loihi"; `Population.scale` holds S.
@@ -63,11 +75,12 @@ def quantise(
     Raises:
         Refused: a population for which no scale fits; a membrane (LI, CubaLI, I) that feeds another
             population, since its graded value has another scale than a spike.
-        Invalid: the network is in integers already, an input_max is not positive, growth is below
-            1, or a plastic name is unknown.
+        Invalid: the network is in integers already, an input_max is not positive, growth or room is
+            below 1, or a plastic name is unknown.
     """
-    if not 1 <= growth < np.inf:
-        raise Invalid("growth", f"expected growth >= 1, got {growth}", "Pass 2 or more")
+    for given, least in (("growth", growth), ("room", 1.0 if room is None else room)):
+        if not 1 <= least < np.inf:
+            raise Invalid(given, f"expected {given} >= 1, got {least}", "Pass 2 or more")
     known = {k.name for k in network.projections} | {b.name for b in network.biases}
     for name in plastic:
         if name not in known:
@@ -88,7 +101,7 @@ def quantise(
     for p in network.populations:
         into = network.into(p.name)
         mine = [b for b in network.biases if b.target == p.name]
-        scale = _scale_with_headroom(p, into, mine, maxima, headroom, grows)
+        scale = scale_of(FanIn(p, into, tuple(mine), maxima, grows), headroom, room)
         populations.append(_population(p, scale))
         for k in into:
             projections[k.name] = _projection(k, scale, grows.get(k.name))
@@ -152,28 +165,6 @@ def dequantise(network: Network) -> Network:
     )
 
 
-def integers(values: Array, scale: float, limit: int, growth: float = 1.0) -> tuple[Array, int]:
-    """(integers, exponent) with values ~ integers 2^exponent / scale, and room to grow.
-
-    limit 254 gives even integers (mixed signs), 255 any (one sign). The exponent is the least that
-    fits and that loses nothing when Lava shifts the accumulated sum: -1 for even integers, else 0.
-    """
-    largest = float(np.max(np.abs(values), initial=0.0)) * scale * growth
-    exact_shift = -1 if limit == MIXED_MAX else 0
-    exponent = exact_shift
-    if largest > 0:
-        exponent = max(exact_shift, int(np.ceil(np.log2(largest / limit) - 1e-12)))
-    step = 2 if limit == MIXED_MAX else 1
-    return (step * np.round(values * scale / (step * 2.0**exponent))).astype(np.int64), exponent
-
-
-def weight_limit(weight: Weight) -> int:
-    """254 for mixed signs, 255 where all weights have one sign."""
-    values = W.values(weight)
-    mixed = values.size > 0 and values.min() < 0 < values.max()
-    return MIXED_MAX if mixed else SINGLE_MAX
-
-
 def _input_maxima(network: Network, given: float | Mapping[str, float]) -> dict[str, float]:
     values = dict(given) if isinstance(given, Mapping) else dict.fromkeys(network.inputs, given)
     for name in network.inputs:
@@ -181,111 +172,6 @@ def _input_maxima(network: Network, given: float | Mapping[str, float]) -> dict[
         if not (np.isfinite(value) and value > 0):
             raise Invalid(name, f"expected input_max > 0, got {value}", "Pass the largest input")
     return values
-
-
-def _scale_with_headroom(
-    p: Population,
-    into: tuple[Projection, ...],
-    biases: list[Bias],
-    maxima: Mapping[str, float],
-    headroom: float | None,
-    grows: Mapping[str, float],
-) -> float:
-    """S with the headroom wanted, or with less where S would cost bits of the weights."""
-    up, down = _drives(p, into, biases, maxima)
-    current = float(np.max((up + down) / np.maximum(p.du, 1.0 / DECAY_ONE), initial=0.0))
-    memory = min(1.0 / max(float(p.dv.min()), 1e-9), 256.0)
-    threshold = float(np.max(p.v_th + p.theta, initial=0.0))
-    if p.reset in (None, "none"):
-        reaches = [current * memory]
-    elif headroom is not None:
-        reaches = [headroom * threshold, threshold]
-    else:
-        unchecked = down if p.reset in ("value", "refractory1") else up + down
-        worst = float(np.max(unchecked / np.maximum(p.du, 1.0 / DECAY_ONE), initial=0.0)) * memory
-        reaches = [min(max(worst, 8 * threshold), 64 * threshold), 8 * threshold, threshold]
-    largest = max((float(np.max(np.abs(W.values(k.weight)), initial=0.0)) for k in into), default=0)
-    for reach in reaches:
-        scale = _scale(p, into, biases, _bounds(p, current, reach), grows)
-        if largest * scale >= MIXED_MAX / 2:
-            break
-    return scale
-
-
-def _drives(
-    p: Population, into: tuple[Projection, ...], biases: list[Bias], maxima: Mapping[str, float]
-) -> tuple[Array, Array]:
-    """The most that all inputs together can add to, and take from, each neuron in a step."""
-    up, down = np.zeros(p.size), np.zeros(p.size)
-    for k in into:
-        inputs = np.full(k.weight.shape[1], maxima.get(k.source, 1.0))
-        for side, sign in ((up, 1), (down, -1)):
-            part = W.with_values(k.weight, np.maximum(sign * W.values(k.weight), 0.0))
-            side += W.apply(part, inputs)
-    for b in biases:
-        up += np.maximum(b.value, 0.0)
-        down += np.maximum(-b.value, 0.0)
-    return up, down
-
-
-def _scale(
-    p: Population,
-    into: tuple[Projection, ...],
-    biases: list[Bias],
-    bounds: Mapping[str, tuple[float, float]],
-    grows: Mapping[str, float],
-) -> float:
-    """The largest S for which everything fits."""
-    largest = [
-        (
-            float(np.max(np.abs(W.values(k.weight)), initial=0.0)) * grows.get(k.name, 1.0),
-            MIXED_MAX if k.name in grows else weight_limit(k.weight),
-        )
-        for k in into
-    ]
-    largest += [
-        (float(np.max(np.abs(b.value), initial=0.0)) * grows.get(b.name, 1.0), MIXED_MAX)
-        for b in biases
-    ]
-    largest = [entry for entry in largest if entry[0] > 0]
-    reference = max(largest, default=(max(float(np.max(np.abs(p.v_th))), 1.0), MIXED_MAX))
-    for exponent in reversed(EXPONENTS):
-        scale = reference[1] * 2.0**exponent / reference[0]
-        if all(value * scale <= most for value, most in bounds.values()) and all(
-            value * scale <= limit * 2.0 ** max(EXPONENTS) for value, limit in largest
-        ):
-            return scale
-    worst = max(bounds, key=lambda key: bounds[key][0] / bounds[key][1])
-    value, most = bounds[worst]
-    raise Refused(
-        p.name,
-        f"expected a scale that fits Loihi, got none: {worst} needs {value * scale:.4g} of at most "
-        f"{most} even with weight exponent {min(EXPONENTS)}",
-        "Rescale the weights and thresholds of this population, or run in float",
-    )
-
-
-def _bounds(p: Population, current: float, reach: float) -> dict[str, tuple[float, float]]:
-    """What grows with S, per unit of S, and the most it may be.
-
-    Args:
-        current: the largest |u|.
-        reach: the |v| that must not saturate.
-    """
-    if np.any(p.v_th < 0):
-        raise Refused(
-            p.name,
-            f"expected v_threshold >= v_reset on Loihi, got {p.v_th.min():.6g} above it",
-            "Loihi thresholds are unsigned; run in float",
-        )
-    return {
-        "v (headroom)": (reach * 64, float(UV_MAX)),
-        "v_th": (float(np.max(p.v_th, initial=0.0)), V_TH_MAX + 0.999),
-        "u (sum of |w|)": (current * 64, UV_MAX - 1.0),
-        "theta": (float(np.max(p.theta, initial=0.0)) * 64, UV_MAX - 1.0),
-        "drive": (float(np.max(np.abs(p.drive), initial=0.0)) * 64, 4095 * 2.0**7),
-        "v_init": (float(np.max(np.abs(p.v_init), initial=0.0)) * 64, UV_MAX - 1.0),
-    }
 
 
 def _population(p: Population, scale: float) -> Population:

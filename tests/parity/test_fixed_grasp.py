@@ -20,11 +20,13 @@ OUT = cases.OUT
 
 MAGNITUDE, PRICE = GRASP(Fixed(0.1), "magnitude"), GRASP(Marginal(0.1), "magnitude")
 BENT = GRASP(Fixed(0.1), "pred_decrease", series=16)
+CHANGE = GRASP(Fixed(0.02), "change")
 CASES: dict[str, tuple[Any, Any, GRASP]] = {
     "decolle": (cases.looped, lambda n: decolle_for(n, 3, 0.4), MAGNITUDE),
     "decolle, burn-in": (
         cases.two_layers, lambda n: decolle_for(n, 3, 0.4, burn_in=15), MAGNITUDE,
     ),
+    "decolle, changes": (cases.two_layers, lambda n: decolle_for(n, 3, 0.4), CHANGE),
     "decolle, price": (cases.two_layers, lambda n: decolle_for(n, 3, 0.4), PRICE),
     "decolle, random rows": (
         cases.two_layers, lambda n: decolle_for(n, 3, 0.4), GRASP(Fixed(0.3), "random", "row"),
@@ -40,6 +42,10 @@ CASES: dict[str, tuple[Any, Any, GRASP]] = {
     "ottt, convolutions": (
         cases.convolution, lambda n: ottt_for(n, OUT, 0.02, pipelined=True, frozen=["bh"]),
         MAGNITUDE,
+    ),
+    "ottt, convolutions, changes": (
+        cases.convolution, lambda n: ottt_for(n, OUT, 0.02, pipelined=True, frozen=["bh"]),
+        CHANGE,
     ),
 }  # fmt: skip
 

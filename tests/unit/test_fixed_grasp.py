@@ -86,7 +86,7 @@ def run(plan: FixedPlan, order: Any = "C", conv: Conv | None = None) -> FixedSyn
 def test_all_writes_are_the_dense_rule_bit_for_bit(budget: Budget, late: int, order: Any) -> None:
     after = (Late(late),) if late else ()
     for trace in (None, Instant(), CurrentExponential(0.9, 0.5)):
-        for score in ("magnitude", "random"):
+        for score in ("magnitude", "random", "change"):
             dense = run(plan_of(BurnIn(5), *after, trace=trace), order)
             some = run(plan_of(BurnIn(5), GRASP(budget, score), *after, trace=trace), order)
             assert np.array_equal(some.weights, dense.weights)
@@ -94,12 +94,32 @@ def test_all_writes_are_the_dense_rule_bit_for_bit(budget: Budget, late: int, or
             assert np.abs(dense.weights - start((7, 9))).max() > 10
 
 
+@pytest.mark.parametrize("score", ["magnitude", "change"])
 @pytest.mark.parametrize("budget", ALL, ids=str)
-def test_all_writes_of_a_convolution_are_the_dense_rule(budget: Budget) -> None:
+def test_all_writes_of_a_convolution_are_the_dense_rule(budget: Budget, score: str) -> None:
     dense = run(plan_of(rate=0.02), conv=CONV)
-    some = run(plan_of(GRASP(budget, "magnitude"), rate=0.02), conv=CONV)
+    some = run(plan_of(GRASP(budget, score), rate=0.02), conv=CONV)
     assert np.array_equal(some.weights, dense.weights)
     assert np.abs(dense.weights - start((3, 8))).max() > 10
+
+
+@pytest.mark.parametrize("conv", [None, CONV], ids=["dense", "convolution"])
+@pytest.mark.parametrize("rate", [0.05, 0.002])
+def test_what_rounds_to_nothing_is_never_issued_by_change(rate: float, conv: Conv | None) -> None:
+    """All changes are the dense rule bit for bit; the counts beside them are those of all."""
+    after = (BurnIn(5), GRASP(NonZero(), "change"), Late(2))
+    changes = run(plan_of(*after, rate=rate), conv=conv).transforms
+    live = run(plan_of(BurnIn(5), GRASP(NonZero(), "magnitude"), Late(2), rate=rate), conv=conv)
+    known = live.transforms
+    assert changes is not None
+    assert known is not None
+    assert np.array_equal(run(plan_of(*after, rate=rate), conv=conv).weights, live.weights)
+    assert changes["issued"][0] == changes["changed"][0] == known["changed"][0] > 0
+    assert changes["issued"][0] < known["issued"][0]
+    for name in ("dense", "dense_nz", "steps", "dense_products", "dense_nz_products"):
+        assert changes[name] == known[name]
+    assert changes["products"] == known["dense_nz_products"]
+    assert changes["overhead"] >= known["overhead"] + (conv is None)
 
 
 class Spy(GRASP):
@@ -122,7 +142,7 @@ def seen() -> list[Any]:
 CHOICES = [
     GRASP(Fixed(0.1), "magnitude"), GRASP(Fixed(0.2), "random"), GRASP(Fixed(0.3), "pred_decrease"),
     GRASP(Fixed(0.3), "magnitude", "row"), GRASP(Fixed(0.3), "random", "block", (2, 3)),
-    GRASP(Sharpness(0.1), "error", "row"),
+    GRASP(Sharpness(0.1), "error", "row"), GRASP(Fixed(0.01), "change"),
 ]  # fmt: skip
 
 
@@ -177,8 +197,16 @@ def best(a: list[float], q: list[float], k: int) -> list[tuple[int, int]]:
     return sorted(pairs, key=lambda oi: -a[oi[0]] * q[oi[1]])[:k]
 
 
-def reference(p: FixedPlan, share: float, w: Any, pre: Any, error: Any) -> tuple[Any, int, int]:
-    """(weights, writes issued, writes that changed) of magnitude with a fixed share, no late."""
+def most_changed(add: dict[tuple[int, int], int], x: Any, y: Any, k: int) -> list[tuple[int, int]]:
+    """The k pairs of largest |y_o x_i add_oi| > 0; ties by row, then by column."""
+    worth = {(o, i): abs(y[o] * x[i] * change) for (o, i), change in add.items()}
+    return sorted((oi for oi in worth if worth[oi]), key=lambda oi: (-worth[oi], oi))[:k]
+
+
+def reference(
+    p: FixedPlan, share: float, w: Any, pre: Any, error: Any, score: str = "magnitude"
+) -> tuple[Any, int, int]:
+    """(weights, writes issued, writes that changed) with a fixed share, no late."""
     weights = [[int(v) for v in row] for row in w]
     x, owed, issued, changed = [0] * len(w[0]), 0.0, 0, 0
     for step, (spikes, d) in enumerate(zip(pre, error, strict=True), 1):
@@ -192,20 +220,26 @@ def reference(p: FixedPlan, share: float, w: Any, pre: Any, error: Any) -> tuple
         owed += share * w.size
         k = int(owed + 1e-9)
         owed -= k
-        for o, i in best([(-v / p.y_scale) ** 2 for v in y], [(p.gain * v) ** 2 for v in x], k):
-            noise = word(p.seed, step, 3, o * len(x) + i) % 2 ** (p.shift + 1)
-            add = 2 * ((x[i] * y[o] + noise) // 2 ** (p.shift + 1))
-            weights[o][i] = min(254, max(-256, weights[o][i] + add))
-            issued, changed = issued + 1, changed + (add != 0)
+        add, half = {}, 2 ** (p.shift + 1)
+        for o, i in np.ndindex(len(y), len(x)):
+            noise = word(p.seed, step, 3, o * len(x) + i) % half
+            add[o, i] = 2 * ((x[i] * y[o] + noise) // half)
+        picked = best([(-v / p.y_scale) ** 2 for v in y], [(p.gain * v) ** 2 for v in x], k)
+        for o, i in picked if score == "magnitude" else most_changed(add, x, y, k):
+            weights[o][i] = min(254, max(-256, weights[o][i] + add[o, i]))
+            issued, changed = issued + 1, changed + (add[o, i] != 0)
     return np.array(weights), issued, changed
 
 
 @pytest.mark.parametrize("rate", [0.2, 0.005])
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.5, 1.0])
-def test_the_integers_are_those_of_a_reference_in_plain_python(share: float, rate: float) -> None:
-    plan = plan_of(BurnIn(10), GRASP(Fixed(share), "magnitude"), rate=rate)
+@pytest.mark.parametrize("score", ["magnitude", "change"])
+def test_the_integers_are_those_of_a_reference_in_plain_python(
+    score: str, share: float, rate: float
+) -> None:
+    plan = plan_of(BurnIn(10), GRASP(Fixed(share), score), rate=rate)
     pre, error = given()
-    want, issued, changed = reference(plan, share, start((7, 9)), pre, error)
+    want, issued, changed = reference(plan, share, start((7, 9)), pre, error, score)
     s = run(plan)
     assert s.transforms is not None
     assert np.array_equal(s.weights, want)
@@ -376,7 +410,7 @@ def test_curvature_in_integers_is_that_of_the_weights_in_float_units(seen: list[
 
 
 @pytest.mark.parametrize("budget", [Fixed(0.1), Marginal(0.1), Coverage(0.5), Sharpness(0.1)])
-@pytest.mark.parametrize("score", ["pred_decrease", "abs_gHg", "magnitude", "error"])
+@pytest.mark.parametrize("score", ["pred_decrease", "abs_gHg", "magnitude", "error", "change"])
 @pytest.mark.parametrize("curvature", ["gn", "full", "fd_smooth", "diag"])
 def test_every_choice_runs(score: str, budget: Budget, curvature: str) -> None:
     net = cases.two_layers(np.random.default_rng(3))

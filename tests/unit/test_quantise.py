@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grasp_plugin import Discretisation, dequantise, discretise, quantise, to_nir
+from grasp_plugin import Discretisation, build, dequantise, discretise, quantise, to_nir
 from grasp_plugin.backends.torch import TorchNetwork
 from grasp_plugin.errors import GraspError, Invalid, Refused
 from grasp_plugin.network import weights as W
 from grasp_plugin.network.limits import BYTES_PER_CORE, core_use, fits
 from grasp_plugin.network.naive import naive_scaling
+from grasp_plugin.network.network import Network, Population, Projection
 from grasp_plugin.network.quantise import integers
 
 
@@ -184,3 +185,70 @@ def test_plastic_names_and_growth_are_checked() -> None:
         quantise(network, plastic=["nowhere"])
     with pytest.raises(Invalid, match="expected growth >= 1"):
         quantise(network, growth=0.5)
+
+
+def linear_readout(inputs: int, outputs: int = 3, tau: float = 0.0) -> Network:
+    """inputs -> leaky integrators with weights like those of a fresh layer; tau 0: no memory."""
+    one, zero = np.ones(outputs), np.zeros(outputs)
+    leak = one if not tau else one / tau
+    p = Population("out", (outputs,), "LI", None, one, leak, one, zero, zero, one, zero)
+    weight = np.random.default_rng(0).normal(size=(outputs, inputs)) / np.sqrt(inputs)
+    k = Projection("w", "in", "out", weight)
+    return Network((p,), (k,), (), {"in": (inputs,)}, {"o": "out"}, 1e-3)
+
+
+def last_output(network: Any, value: int, steps: int = 1) -> Any:
+    """The membranes, in LSBs, after steps of all inputs spiking, every weight at `value`."""
+    (k,) = network.projections
+    learned = replace(network, projections=(replace(k, weight=np.full(k.weight.shape, value)),))
+    with build(learned, "fused") as session:
+        membranes = session.run(np.ones((steps, 1, k.weight.shape[1]))).spikes["out"]
+    return np.round(membranes[-1, 0] * 64 * float(network["out"].scale or 1))
+
+
+@pytest.mark.parametrize("inputs", [3, 64, 1000])
+@pytest.mark.parametrize("growth", [1.0, 4.0, 64.0])
+@pytest.mark.parametrize("value", [254, -256])
+def test_currents_of_learned_weights_never_wrap(inputs: int, growth: float, value: int) -> None:
+    q = quantise(linear_readout(inputs), plastic=["w"], growth=growth)
+    (k,) = q.projections
+    assert np.all(last_output(q, value) == value * inputs * 2.0**k.weight_exp * 64)
+    assert growth * np.abs(k.weight).max() > 100  # all eight bits are there
+
+
+def test_a_leaky_readout_has_room_for_its_memory_too() -> None:
+    q = quantise(linear_readout(64, tau=10.0), plastic=["w"])
+    found = last_output(q, 254, 100)
+    one = 254 * 64 * 2.0 ** q.projections[0].weight_exp * 64
+    assert np.all(found > 9.8 * one)
+    assert np.all(found < 2**23 - 1)
+
+
+def test_room_for_the_first_weights_alone_lets_learned_ones_wrap() -> None:
+    """What `room` is for: the current of the largest weights comes out with the wrong sign."""
+    q = quantise(linear_readout(64), plastic=["w"], growth=4.0, room=1.0)
+    assert np.all(last_output(q, 48) < 0)
+
+
+def test_no_room_without_fewer_bits_is_said_and_names_the_population(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    wide = linear_readout(5000)
+    q = quantise(wide, plastic=["w"], growth=1.0)
+    assert "out: its plastic weights may grow" in caplog.text
+    assert np.abs(q.projections[0].weight).max() >= 127
+    caplog.clear()
+    quantise(linear_readout(64), plastic=["w"])
+    quantise(wide)
+    assert not caplog.text
+
+
+def test_a_room_that_is_asked_for_is_kept_or_refused() -> None:
+    network = linear_readout(64)
+    scales = [float(quantise(network, room=r)["out"].scale or 0) for r in (1, 2, 16)]
+    assert scales == [scales[0], scales[0] / 2, scales[0] / 16]
+    assert quantise(network)["out"].scale == scales[0]
+    with pytest.raises(Refused, match=r"out: .*got none"):
+        quantise(network, room=1e9)
+    with pytest.raises(Invalid, match="expected room >= 1"):
+        quantise(network, room=0.5)

@@ -202,7 +202,8 @@ class _Curvature:
     def _same(self, runs: list[Run]) -> Array:
         """Which samples have the spikes, neuron by neuron, that they had."""
         pairs = zip(runs, self.runs[self.layer :], strict=True)
-        return np.all([(a.counts == b.counts).all(1) for a, b in pairs], axis=0)
+        same: Array = np.all([(a.counts == b.counts).all(1) for a, b in pairs], axis=0)
+        return same
 
     def _gradient(self, runs: list[Run], same: Array) -> Array:
         first = runs[-1].times[:, :, 0]
