@@ -29,8 +29,8 @@ from grasp_plugin.learning.meter import UpdateMeter
 from grasp_plugin.learning.optimise import Adam
 from grasp_plugin.learning.rule import Plan
 
-SHARES, RATES, SEEDS, TUNING_SEED = (0.05, 0.1, 0.2), (2e-3, 5e-3, 1e-2, 2e-2), (1, 2, 3, 4, 5), 101
-EPOCHS, TUNING_EPOCHS = 20, 8
+SHARES, RATES, SEEDS, TUNING_SEED = (0.05, 0.1, 0.2), (5e-3, 1e-2, 2e-2), (1, 2, 3, 4, 5), 101
+EPOCHS, TUNING_EPOCHS = 12, 5
 POLICIES: dict[str, Callable[[float], GRASP]] = {
     "dense": lambda share: dense(),
     "magnitude": magnitude,
@@ -58,7 +58,7 @@ def learner_of(policy: str, share: float, lr: float, seed: int) -> EpisodeLearne
             plans[f"layer{k}.{name}"] = Plan(ExactGradient(name, rate), transforms)
     return EpisodeLearner(
         [layer.snapshot() for layer in pair], plans, t_end_ms=exact.T_END,
-        gdot_min_per_ms=exact.GDOT_MIN,
+        gdot_min_per_ms=exact.GDOT_MIN, loss={"tau0_ms": exact.MODELS[1].tau0_ms},
     )  # fmt: skip
 
 
