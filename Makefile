@@ -7,6 +7,8 @@ VENV ?= .venv
 EXTRAS ?= lava,snntorch,norse,plot,dev
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
+# test files run side by side, each in one process
+JOBS ?= 2
 BASE_EXTRA ?=
 
 BIN := $(VENV)/bin
@@ -41,7 +43,7 @@ demo: $(STAMP)
 	$(BIN)/python examples/03_run_on_lava.py
 
 test: $(STAMP)
-	$(BIN)/python -m pytest --doctest-modules --doctest-ignore-import-errors $(PYTEST_FLAGS) tests grasp_plugin
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --doctest-modules --doctest-ignore-import-errors $(PYTEST_FLAGS) tests grasp_plugin
 
 # Only what the package itself requires, and pytest: on any Python from 3.10 on. Tests that need
 # Lava, snnTorch or Norse skip by name. BASE_EXTRA adds requirements, e.g. torch==2.13.0.

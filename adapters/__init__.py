@@ -16,21 +16,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from grasp_plugin.adapters.from_exact import from_exact as from_exact
+    from grasp_plugin.adapters.from_hdlif import from_hdlif as from_hdlif
     from grasp_plugin.adapters.from_norse import from_norse as from_norse
     from grasp_plugin.adapters.from_snntorch import from_snntorch as from_snntorch
+    from grasp_plugin.adapters.hdlif_node import register_nir_extensions as register_nir_extensions
     from grasp_plugin.adapters.nir_file import read_nir as read_nir
     from grasp_plugin.adapters.nir_file import write_nir as write_nir
     from grasp_plugin.adapters.read_exact import read_exact as read_exact
+    from grasp_plugin.adapters.read_hdlif import read_hdlif as read_hdlif
     from grasp_plugin.adapters.to_lava import to_lava as to_lava
     from grasp_plugin.adapters.to_norse import to_norse as to_norse
     from grasp_plugin.adapters.to_snntorch import to_snntorch as to_snntorch
 
 _FUNCTIONS = {  # name here: the module of this package that holds the function of that name
     "from_exact": "from_exact",
+    "from_hdlif": "from_hdlif",
     "from_norse": "from_norse",
     "from_snntorch": "from_snntorch",
     "read_exact": "read_exact",
+    "read_hdlif": "read_hdlif",
     "read_nir": "nir_file",
+    "register_nir_extensions": "hdlif_node",
     "to_lava": "to_lava",
     "to_norse": "to_norse",
     "to_snntorch": "to_snntorch",

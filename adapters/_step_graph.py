@@ -22,7 +22,7 @@ from grasp_plugin.adapters._wiring import NEURONS, late_projections, projections
 from grasp_plugin.errors import Invalid, MissingChoice, Refused
 from grasp_plugin.network.adaptation import has_adaptation
 from grasp_plugin.network.graph import FlatGraph, flatten
-from grasp_plugin.network.hints import RESETS, read_hints, refuse_dirac
+from grasp_plugin.network.hints import RESETS, read_hints, refuse_dirac, refuse_graded
 
 State = dict[str, dict[str, Any]]
 Run = Callable[[nn.Module, torch.Tensor, Any], tuple[torch.Tensor, Any]]
@@ -90,6 +90,7 @@ def build(
     """`graph` as a step module: `neuron` makes the framework's neurons."""
     flat = flatten(graph)
     refuse_dirac(flat.nodes, flat.hints)
+    refuse_graded(flat.nodes)
     if flat.hints.get("time_unit", "s") != "s":
         raise Refused(
             "graph",

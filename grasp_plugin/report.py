@@ -23,8 +23,8 @@ ESTIMATE = (
 )
 
 
-def table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
-    return str(tabulate(rows, headers=headers, tablefmt="simple", floatfmt=".3g"))
+def table(rows: Sequence[Sequence[Any]], headers: Sequence[str], floatfmt: str = ".3g") -> str:
+    return str(tabulate(rows, headers=headers, tablefmt="simple", floatfmt=floatfmt))
 
 
 def describe(network: Network) -> dict[str, Any]:

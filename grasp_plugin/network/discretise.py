@@ -23,7 +23,7 @@ from grasp_plugin.network import weights as W
 from grasp_plugin.network.adaptation import adaptation_of
 from grasp_plugin.network.fold import Signal, incoming
 from grasp_plugin.network.graph import NEURONS, SPIKING, FlatGraph, flatten
-from grasp_plugin.network.hints import RESETS, read_hints, refuse_dirac
+from grasp_plugin.network.hints import RESETS, read_hints, refuse_dirac, refuse_graded
 from grasp_plugin.network.network import Bias, Network, Population, Projection, evaluation_order
 from grasp_plugin.network.weights import Array, Weight
 
@@ -105,6 +105,7 @@ def discretise(graph: nir.NIRGraph, policy: Discretisation | None = None) -> Net
     policy = policy or Discretisation()
     flat = flatten(graph)
     refuse_dirac(flat.nodes, flat.hints)
+    refuse_graded(flat.nodes)
     policy = _complete(flat, policy)
     signals = incoming(flat, policy.dt_s)
     neurons = [

@@ -10,6 +10,7 @@ neuron in C order, in steps of its `dt_s` (see `network.adaptation`). Keys of th
 `time_unit` ("s" once read), `source`. Adapters may add keys of their own framework (prefix
 `snntorch_` or `norse_`) for exact round trips. `adapters.from_exact` adds `spike_area` = "dirac" to
 graph and neurons: a spike is an impulse of area 1, not 1 for a step (area dt).
+`adapters.from_hdlif` adds `neuron` = "hdlif" and keys with the prefix `hdlif_` to LIF nodes.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from grasp_plugin.errors import Refused
 
 KEY = "grasp_plugin"
 SPIKE_AREA, DIRAC = "spike_area", "dirac"
+NEURON, HDLIF = "neuron", "hdlif"
 
 RESETS: dict[str, str] = {
     "value": "v = v_reset in the step of the spike (NIR's own meaning; Lava LIF)",
@@ -65,6 +67,23 @@ def refuse_dirac(nodes: Mapping[str, nir.NIRNode], hints: Mapping[str, Any]) -> 
             "expected spikes that last a step, got Dirac impulses (hint spike_area) of exact spike "
             "times, with delays and adaptation that may stand in hints",
             "Use adapters.from_exact: to_network(read_exact(graph), dt_ms)",
+        )
+
+
+def refuse_graded(nodes: Mapping[str, nir.NIRNode]) -> None:
+    """Raise `Refused` where a LIF stands for an HD-LIF neuron, whose spikes are graded.
+
+    Args:
+        nodes: by name.
+    """
+    found = [name for name, node in nodes.items() if read_hints(node).get(NEURON) == HDLIF]
+    if found:
+        raise Refused(
+            found[0],
+            "expected spikes of 0 and 1, got an HD-LIF neuron (hint neuron), of which the LIF is a "
+            "rough picture for tools that know no other",
+            "Use adapters.read_hdlif(graph), and backends.hdlif.build_hdlif to run it; for the "
+            "rough picture delete the node's metadata",
         )
 
 

@@ -33,6 +33,8 @@ def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert 0.03 < space["meter"].read().total.share < 0.08  # type: ignore[attr-defined]
     exec(compile(blocks[4], "README.md", "exec"), space)
     assert (space["decided"] == space["labels"].numpy()).mean() > 0.95  # type: ignore[attr-defined]
+    exec(compile(blocks[5], "README.md", "exec"), space)
+    assert (space["decided"] == space["labels"].numpy()).mean() > 0.95  # type: ignore[attr-defined]
 
 
 @pytest.mark.lava

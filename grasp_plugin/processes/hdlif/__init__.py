@@ -1,0 +1,1 @@
+"""HD-LIF neurons: graded spikes, parameters that differ by step, a phase for each layer."""
