@@ -58,7 +58,7 @@ def learner_of(policy: str, share: float, lr: float, seed: int) -> EpisodeLearne
             plans[f"layer{k}.{name}"] = Plan(ExactGradient(name, rate), transforms)
     return EpisodeLearner(
         [layer.snapshot() for layer in pair], plans, t_end_ms=exact.T_END,
-        gdot_min_per_ms=exact.GDOT_MIN, loss={"tau0_ms": exact.MODELS[1].tau0_ms},
+        gdot_min_per_ms=exact.GDOT_MIN,
     )  # fmt: skip
 
 

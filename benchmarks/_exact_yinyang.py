@@ -31,10 +31,10 @@ def train_all(results: Path = RESULTS, nets: Path = NETS, names: tuple[str, ...]
     runs = store(results)
     wanted = [(model, seed) for model, seed in exact.plan() if model.name in names]
     for model, seed in tqdm(wanted, desc="Yin-Yang"):
-        key = {"model": model.name, "seed": seed, "epochs": model.epochs}
+        key = {"model": model.name, "seed": seed, "epochs": exact.EPOCHS}
         known = runs.get(**key)
         if known is None or not exact.net_file(nets, model, seed).is_file():
-            made = exact.train(model, seed, model.epochs, nets)
+            made = exact.train(model, seed, exact.EPOCHS, nets)
             known = runs.make(lambda m=made: m, **key)  # type: ignore[misc]
             if known["test"] != made["test"]:
                 raise RuntimeError(f"{key}: {made['test']} now, {known['test']} in {runs.path}")
