@@ -35,6 +35,7 @@ from grasp_plugin.learning.exact import Parameters, run_layer
 
 Array = Any
 STEPS_MS, SAMPLES, T_END = (1.0, 0.5, 0.2, 0.1), 20, 60.0
+DEPLOYED = ("5-200-3 W", "5-200-3 W+d", "5-30-3 W+d")
 KEYS = ("model", "seed", "precision", "dt_ms")
 FIGURES = ("event", "test", "first", "missed", "lava")
 NONE = dict.fromkeys(FIGURES, float("nan"))
@@ -101,9 +102,13 @@ def measure(stack: list[Parameters], dt: float, fixed: bool) -> dict[str, float]
 
 
 def deploy_all(results: Path, nets: Path) -> Store:
-    """Every trained network that is in `nets`."""
+    """Every seed of DEPLOYED whose network is in `nets`."""
     runs = store(results)
-    found = [(m, s) for m, s in exact.plan() if exact.net_file(nets, m, s).is_file()]
+    found = [
+        (m, s)
+        for m, s in exact.plan()
+        if m.name in DEPLOYED and exact.net_file(nets, m, s).is_file()
+    ]
     for model, seed in tqdm(found, desc="on Lava's grid"):
         pair = exact.load(exact.net_file(nets, model, seed), model)
         stack = [layer.snapshot() for layer in pair]

@@ -4,6 +4,7 @@
     spoken    Free Spoken Digit Dataset, changes of loudness in 32 mel bands; 64-128-10
 
     nice -n 19 python benchmarks/_exact_sets.py [--data FOLDER] [--task digits spoken]
+        [--delays no yes]
 
 Both methods: the same starting weights (scaled until hidden neurons spike once a sample), order of
 samples, batch of 32, Adam at a rate that falls by 0.95 an epoch, with and without delays, which
@@ -275,12 +276,17 @@ def store_of(results: Path) -> Store:
     return Store(results / "exact_sets.csv", KEYS, FIGURES)
 
 
-def train_all(results: Path, data: Path = DATA, names: tuple[str, ...] = tuple(SETS)) -> Store:
+def train_all(
+    results: Path,
+    data: Path = DATA,
+    names: tuple[str, ...] = tuple(SETS),
+    delayed: tuple[str, ...] = ("no", "yes"),
+) -> Store:
     """Tuning and seeds of every task, with and without delays, by both methods."""
     store = store_of(results)
     for name in names:
         task = spoken(data) if name == "spoken" else digits()
-        for delays, method in itertools.product((False, True), METHODS):
+        for delays, method in itertools.product([d == "yes" for d in delayed], METHODS):
             best = tuned(store, task, delays, method)
             for seed in tqdm(SEEDS, desc=f"{method} {name}"):
                 run(store, "test", task, delays, method, best, seed)
@@ -291,6 +297,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, default=DATA, help="folder with fsdd-4speakers.zip")
     parser.add_argument("--task", nargs="+", choices=tuple(SETS), default=tuple(SETS))
+    parser.add_argument("--delays", nargs="+", choices=("no", "yes"), default=("no", "yes"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    train_all(ROOT / "benchmarks" / "results", options.data, tuple(options.task))
+    out = ROOT / "benchmarks" / "results"
+    train_all(out, options.data, tuple(options.task), tuple(options.delays))

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 T_END = 50.0
 RATES, SLOPES, LOSSES = (5e-3, 1e-2), (10.0, 40.0, 100.0), ("first", "vmax")
-TUNING_EPOCHS, TUNING_SEED, EPOCHS, SEEDS, DECAY = 4, 100, 30, (1, 2, 3), 0.95
+TUNING_EPOCHS, TUNING_SEED, EPOCHS, SEEDS, DECAY = 4, 100, 30, (1, 2, 3, 4, 5), 0.95
 COARSE, FINE = 1.0, 0.1
 KEYS = ("part", "model", "dt_ms", "loss", "lr", "slope", "seed", "epochs")
 FIGURES = ("test", "validation", "cpu_s")
