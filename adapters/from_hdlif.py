@@ -53,7 +53,7 @@ def from_hdlif(net: Any, dt_s: float = 1e-3, *, exact: bool = False) -> nir.NIRG
         Input -> layers [-> readout] -> Output.
 
     Raises:
-        Invalid: a step that is not positive.
+        Invalid: a step that is not positive, or a layer with the name of another node.
         Refused: what `deploy` refuses; in stock form a mean lambda outside [0, 1), which no tau has
             (a folded Mem-BN can have it).
 
@@ -67,6 +67,12 @@ def from_hdlif(net: Any, dt_s: float = 1e-3, *, exact: bool = False) -> nir.NIRG
     if not 0 < dt_s < np.inf:
         raise Invalid("dt_s", f"expected a step > 0 s, got {dt_s}", "Pass e.g. 1e-3")
     made = net if isinstance(net, Deployed) else _deployed(net)
+    names = [name for k in made.layers for name in (k.name, f"{k.name}.weight")]
+    names += ["input", "output", *(["readout"] if made.readout else [])]
+    if len(set(names)) < len(names):
+        raise Invalid(
+            "layers", f"expected names that no other node has, got {names}", "Rename the layers"
+        )
     nodes: dict[str, Any] = {"input": nir.Input(np.array([made.layers[0].kernel.shape[1]]))}
     for phase, layer in enumerate(made.layers, start=1):
         pair = _exact(layer) if exact else _stock(layer, dt_s, phase)

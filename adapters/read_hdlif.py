@@ -25,8 +25,8 @@ def read_hdlif(graph: nir.NIRGraph) -> Deployed:
 
     Raises:
         Invalid: a malformed graph, or hints that fit no layer.
-        Refused: other nodes, no chain, an unknown version of the hints, or weights that are no
-            longer those which the hints belong to.
+        Refused: other nodes, no chain, an unknown version of the hints, or weights, a threshold or
+            a tau that are no longer those which the hints belong to.
 
     Example:
         >>> from grasp_plugin.adapters.from_hdlif import from_hdlif
@@ -84,8 +84,8 @@ def _from_hints(name: str, affine: nir.Affine, lif: nir.LIF) -> GradedLayer:
     if hints.get("hdlif_version") != VERSION:
         got = hints.get("hdlif_version")
         raise Refused(name, f"expected version {VERSION} of the hints, got {got}", CHANGED)
-    values = {key[len("hdlif_") :]: value for key, value in hints.items() if key != NEURON}
-    missing = [n for n in (*ROWS, *NUMBERS) if n not in values]
+    values = {key.removeprefix("hdlif_"): value for key, value in hints.items()}
+    missing = [n for n in (*ROWS, *NUMBERS, "dt_s") if n not in values]
     if missing:
         raise Invalid(name, f"expected the hints of an HD-LIF layer, got no {missing}", CHANGED)
     own = read_hints(affine)
@@ -103,7 +103,14 @@ def _from_hints(name: str, affine: nir.Affine, lif: nir.LIF) -> GradedLayer:
             name, "expected the weights that the hints were written for, got others: the file was "
             "changed by a tool that left the hints as they were", CHANGED,
         )  # fmt: skip
-    return _layer(name, kernel, affine, values)
+    layer = _layer(name, kernel, affine, values)
+    tau = float(values["dt_s"]) / (1 - layer.decay.mean(0) * (not layer.parallel))
+    if np.any(lif.v_threshold != layer.theta.mean()) or not np.allclose(lif.tau, tau, 1e-9, 0):
+        raise Refused(
+            name, "expected the threshold and tau that the hints were written for, got others",
+            CHANGED,
+        )  # fmt: skip
+    return layer
 
 
 def _layer(name: str, kernel: Array, weights: nir.NIRNode, values: dict[str, Any]) -> GradedLayer:

@@ -193,7 +193,7 @@ class _Lava(GradedSession):
             sent = {}
             for k, (layer, sink) in enumerate(zip(self.layers, sinks, strict=True), start=1):
                 data = np.asarray(runtime.model_of(sink).data)[:, k : k + batch * period].T
-                by_sample = data.reshape(batch, period, -1).transpose(1, 0, 2)
+                by_sample = data.reshape(batch, period, data.shape[1]).transpose(1, 0, 2)
                 sent[layer.name] = by_sample[:steps].copy()
         finally:
             runtime.stop()

@@ -43,7 +43,7 @@ class HDLIFLearning(Closing):
     Raises:
         Refused: Lava is not installed; integers; quantised weights or gains; a plan without a
             readout, or a readout of another kind.
-        Invalid: a name that no layer has; layers that do not chain.
+        Invalid: a name that no layer has; layers that do not chain; readouts of other classes.
 
     Example:
         >>> from grasp_plugin.learning.hdlif import hdlif_rule
@@ -80,6 +80,9 @@ class HDLIFLearning(Closing):
                     name, f"expected a RandomReadout beside the plan {plan}, got {got}: the error "
                     "of layers above comes late on Lava", "Pass one, or use RuleLearner",
                 )  # fmt: skip
+        classes = {name: readout.classes for name, readout in self.readouts.items()}
+        if len(set(classes.values())) > 1:
+            raise Invalid("readouts", f"expected the same classes, got {classes}", "Use one number")
         if not self.plans:
             raise Invalid("plans", "expected a plan of one layer at least, got none", "Pass one")
         for layer in self.layers:

@@ -168,9 +168,9 @@ def measure(net: nn.Module, x: Tensor) -> Traffic:
         net: `net(x_t, state=None) -> (out, state)`; x: (time, batch, ...).
 
     Raises:
-        Invalid: no steps.
+        Invalid: no steps, or no samples.
     """
-    if x.dim() < 2 or not len(x):
+    if x.dim() < 2 or not x.shape[0] * x.shape[1]:
         raise Invalid("x", f"expected (time, batch, ...), got {tuple(x.shape)}", "Add the axes")
     counts: dict[nn.Module, _Count] = {}
 

@@ -33,9 +33,9 @@ class HDLayer(nn.Module):
         norm: BatchNorm or None; attention: `SECA` or None.
 
     Raises:
-        Invalid: a neuron that is no HDLIF or keeps its own state.
-        Refused: trace mode with a convolution, attention, mem_bn, or a norm in training mode, whose
-            gain differs from step to step.
+        Invalid: a neuron that is no HDLIF or keeps its own state; a norm that is no BatchNorm.
+        Refused: trace mode with a convolution, attention, mem_bn, or a norm in training mode or
+            without running statistics, whose gain differs from step to step.
 
     References:
         specs/hmdf.md 4.1, item 5.
@@ -59,6 +59,10 @@ class HDLayer(nn.Module):
             raise Invalid(
                 "HDLayer", f"expected an HDLIF without init_hidden, got {neuron}", "Pass one"
             )
+        if norm is not None and not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            raise Invalid(
+                "HDLayer", f"expected a BatchNorm or None, got {type(norm).__name__}", "Pass one"
+            )
         self.synapse, self.norm, self.attention, self.neuron = synapse, norm, attention, neuron
         if neuron.grad_mode == "trace":
             self._check_trace()
@@ -67,8 +71,11 @@ class HDLayer(nn.Module):
         tracing = self.neuron.grad_mode == "trace"
         more: State = {}
         if tracing:
-            if self.norm is not None and self.norm.training:
-                raise _no_trace("a norm in training mode", "Call norm.eval(), or leave it out")
+            if self.norm is not None and (self.norm.training or self.norm.running_var is None):
+                raise _no_trace(
+                    "a norm by the statistics of a step", "Call norm.eval(), with "
+                    "track_running_stats, or leave it out",
+                )  # fmt: skip
             current, more = self._traced(x, state)
         else:
             current = self.synapse(x)

@@ -109,7 +109,11 @@ class HDLIF(nn.Module):
         self._held: State | None = None
 
     def decay(self, t: int) -> Tensor:
-        """lambda_t, (); 0 of a parallel neuron."""
+        """lambda_t of step t from 0, (); 0 of a parallel neuron.
+
+        Raises:
+            Invalid: a step beyond T; so does `theta`.
+        """
         if self.decay_logit is None:
             return torch.zeros_like(self.theta_logit[0])
         return torch.sigmoid(self.decay_logit[self._at(t)])
@@ -119,6 +123,11 @@ class HDLIF(nn.Module):
         return torch.sigmoid(self.theta_logit[self._at(t)])
 
     def _at(self, t: int) -> int:
+        if not 0 <= t < self.steps:
+            raise Invalid(
+                "HDLIF", f"expected at most {self.steps} steps, got step {t + 1}",
+                "Start each sample with state=None (reset_state), or make it with more steps",
+            )  # fmt: skip
         return 0 if self.shared else t
 
     def reset_state(self) -> None:
@@ -141,11 +150,7 @@ class HDLIF(nn.Module):
     def advance(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
         """One step; (out, state). state["margin"] is m - theta, which traces and rules read."""
         t = 0 if state is None else int(state["t"])
-        if t >= self.steps:
-            raise Invalid(
-                "HDLIF", f"expected at most {self.steps} steps, got step {t + 1}",
-                "Start each sample with state=None (reset_state), or make it with more steps",
-            )  # fmt: skip
+        theta = self.theta(t)
         v = torch.zeros_like(x) if state is None else state["v"]
         if v.shape != x.shape:
             raise Invalid(
@@ -154,7 +159,6 @@ class HDLIF(nn.Module):
             )  # fmt: skip
         if self.grad_mode != "bptt":
             v = v.detach()
-        theta = self.theta(t)
         if self.mem_norms is None:
             s, after, margin = hdlif.step(
                 x, {"v": v}, decay=self.decay(t), theta=theta, parallel=self.parallel

@@ -40,8 +40,11 @@ def accumulate(
 
     Raises:
         Invalid: no steps.
+        Refused: bptt=False with neurons in bptt mode.
     """
     steps = _steps(x)
+    if bptt is False:
+        _need_online(net, "accumulate")
     state: Any = None
     if not _online(net) if bptt is None else bptt:
         total = torch.zeros(())
@@ -123,5 +126,5 @@ def _need_online(net: nn.Module, by: str) -> None:
     if not _online(net):
         raise Refused(
             by, "expected neurons with grad_mode 'online' or 'trace', got 'bptt'",
-            "Make them online, or use accumulate",
+            "Make them online, or use accumulate, which keeps their graph",
         )  # fmt: skip

@@ -35,7 +35,7 @@ from grasp_plugin.learning.rule import (
     counter,
     zeros,
 )
-from grasp_plugin.learning.traces import Decay, Instant
+from grasp_plugin.learning.traces import Decay, Instant, freeze
 from grasp_plugin.neurons.surrogate import Surrogate
 
 TRACES = ("synapse", "instant", "rank1")
@@ -74,15 +74,7 @@ class FiringMasked(Trace):
     rank_one: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        values = self.decay if isinstance(self.decay, (tuple, list)) else (self.decay,)
-        if not values or not all(0 <= v <= 1 for v in values):
-            raise Invalid(
-                "FiringMasked", f"expected decay in [0, 1], got {self.decay}",
-                "Pass lambda, or a tuple with one for each step",
-            )  # fmt: skip
-        frozen = tuple(float(v) for v in values)
-        sequence = isinstance(self.decay, (tuple, list))
-        object.__setattr__(self, "decay", frozen if sequence else frozen[0])
+        freeze(self, "decay")
 
     def init(self, weight: Array, *, batch: int = 1) -> State:
         trace = zeros(weight, batch, *weight.shape)

@@ -58,7 +58,7 @@ def _as_decay_input(value: Any) -> tuple[float, ...]:
     return tuple(float(v) for v in value) if _is_sequence(value) else (float(value),)
 
 
-def _freeze(owner: Any, *fields: str) -> None:
+def freeze(owner: Any, *fields: str) -> None:
     """Turn decay fields into float or tuple of float, and check their range."""
     for name in fields:
         given = getattr(owner, name)
@@ -104,7 +104,7 @@ class _Single(Trace):
     rank_one: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _freeze(self, "decay")
+        freeze(self, "decay")
 
     def init(self, weight: Array, *, batch: int = 1) -> State:
         return {"t": zeros(weight, batch, weight.shape[1])}
@@ -164,7 +164,7 @@ class DoubleExponential(Trace):
     rank_one: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _freeze(self, "alpha", "beta")
+        freeze(self, "alpha", "beta")
 
     def init(self, weight: Array, *, batch: int = 1) -> State:
         zero = zeros(weight, batch, weight.shape[1])
@@ -200,7 +200,7 @@ class CurrentExponential(Trace):
     rank_one: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _freeze(self, "decay", "current")
+        freeze(self, "decay", "current")
 
     def init(self, weight: Array, *, batch: int = 1) -> State:
         zero = zeros(weight, batch, weight.shape[1])
@@ -237,7 +237,7 @@ class SynapticExponential(Trace):
     rank_one: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _freeze(self, "decay", *(() if self.current is None else ("current",)))
+        freeze(self, "decay", *(() if self.current is None else ("current",)))
 
     def init(self, weight: Array, *, batch: int = 1) -> State:
         state = {"e": zeros(weight, batch, *weight.shape)}
@@ -287,7 +287,7 @@ class AdaptiveThreshold(Trace):
     rank_one: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _freeze(self, "decay", "rho")
+        freeze(self, "decay", "rho")
 
     def init(self, weight: Array, *, batch: int = 1) -> State:
         zero = zeros(weight, batch, *weight.shape)

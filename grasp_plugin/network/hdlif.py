@@ -45,7 +45,8 @@ class GradedLayer:
                                             None: float spikes
 
     Raises:
-        Invalid: shapes that do not fit, values that are not finite, or bits that the kernel is not.
+        Invalid: shapes that do not fit, values that are not finite, bits that the kernel is not, or
+            steps, code_step or top that are not positive.
     """
 
     name: str
@@ -61,6 +62,16 @@ class GradedLayer:
     top: int = hdlif.TOP_CODE
 
     def __post_init__(self) -> None:
+        if np.ndim(self.kernel) != 2:
+            raise Invalid(
+                self.name, f"expected a kernel (N_o, N_i), got {np.shape(self.kernel)}",
+                "Pass a matrix",
+            )  # fmt: skip
+        if self.steps < 1 or self.top < 1 or not (self.code_step is None or self.code_step > 0):
+            raise Invalid(
+                self.name, f"expected steps and top >= 1, code_step > 0 or None, got {self.steps}, "
+                f"{self.top} and {self.code_step}", "Pass T, 15 and 0.25, say",
+            )  # fmt: skip
         outs = np.shape(self.kernel)[0]
         for field, wide in (("decay", (1, outs)), ("theta", (1,)), ("gain", (outs,)),
                             ("offset", (outs,))):  # fmt: skip
@@ -71,10 +82,12 @@ class GradedLayer:
                 or value.shape[1] not in wide
             ):
                 raise Invalid(
-                    self.name, f"expected {field} of shape (1 or {self.steps}, {outs}), got "
-                    f"{value.shape}", "Pass a row a step, or one",
+                    self.name, f"expected {field} of shape (1 or {self.steps}, "
+                    f"{' or '.join(map(str, wide))}), got {value.shape}",
+                    "Pass a row a step, or one",
                 )  # fmt: skip
-            if not np.all(np.isfinite(value)):
+        for field in ("kernel", "decay", "theta", "gain", "offset"):
+            if not np.all(np.isfinite(getattr(self, field))):
                 raise Invalid(
                     self.name, f"expected finite {field}, got NaN or infinity", "Check it"
                 )
@@ -90,7 +103,7 @@ class GradedLayer:
 
     @property
     def mem_bn(self) -> bool:
-        """Is a normalisation of the membrane folded in?"""
+        """Do gain or offset differ by step, as a Mem-BN that is folded in has them?"""
         return len(self.gain) > 1 or len(self.offset) > 1
 
 
@@ -103,9 +116,12 @@ def check_stack(layers: Any) -> list[Any]:
     """Layers in order, `GradedLayer` or `FixedLayer`.
 
     Raises:
-        Invalid: no layer, mixed kinds, shapes that do not chain, or different T.
+        Invalid: no layer, mixed kinds, a name twice, shapes that do not chain, or different T.
     """
     stack = list(layers)
+    names = [layer.name for layer in stack]
+    if len(set(names)) < len(names):
+        raise Invalid("layers", f"expected a name for each, got {names}", "Rename one")
     if not stack or len({type(layer) for layer in stack}) != 1:
         raise Invalid("layers", "expected layers of one kind, got none or several", "Pass them")
     for below, above in pairwise(stack):
@@ -119,6 +135,21 @@ def check_stack(layers: Any) -> list[Any]:
                 above.name, f"expected {below.steps} steps, got {above.steps}", "Use one T"
             )
     return stack
+
+
+def check_input(first: Any, x: Any, kind: str) -> None:
+    """x is (time, batch, N_i) of a dtype of `kind` ("integral", "real floating"), time in 1..T.
+
+    Raises:
+        Invalid: it is not.
+    """
+    steps, ins = first.steps, first.kernel.shape[1]
+    fits = x.ndim == 3 and x.shape[2] == ins and 1 <= x.shape[0] <= steps
+    if not fits or not array_namespace(x).isdtype(x.dtype, kind):
+        raise Invalid(
+            first.name, f"expected {kind} (1..{steps}, batch, {ins}), got {x.dtype} "
+            f"{tuple(x.shape)}", "Pass (time, batch, N_i) of that kind",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,8 +182,12 @@ def run_float(layers: list[GradedLayer], x: Any) -> dict[str, Any]:
     """What each layer sends (time, batch, N), for NumPy and torch arrays; the reference.
 
     Args:
-        x: (time, batch, N_i), time <= T.
+        x: (time, batch, N_i) floats, time <= T; the layers' numbers are taken in x's dtype.
+
+    Raises:
+        Invalid: integers, another shape, no step, or more than T.
     """
+    check_input(layers[0], x, "real floating")
     xp, out = array_namespace(x), {}
     for layer in layers:
         arrays = [xp.asarray(getattr(layer, n), dtype=x.dtype, device=device(x))

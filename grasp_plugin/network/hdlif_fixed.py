@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from grasp_plugin.errors import Invalid, Refused
-from grasp_plugin.network.hdlif import BITS, GradedLayer, check_stack, row
+from grasp_plugin.network.hdlif import BITS, GradedLayer, check_input, check_stack, row
 from grasp_plugin.network.limits import (
     BYTES_AXON,
     BYTES_NEURON,
@@ -51,7 +51,8 @@ class Folded:
 
     Args:
         kernel: K' (N_o, N_i), int8; unit: u (N_o,).
-        decay: (R, 1); theta: theta' (R, N_o); offset: c' (N_o,).
+        decay: (R, 1), or (1, N_o) of a Mem-BN that all steps share; theta: theta' (R, N_o);
+            offset: c' (N_o,).
         ratio: u / q (N_o,).
     """
 
@@ -70,7 +71,8 @@ def fold(layer: GradedLayer, input_step: float = 1.0) -> Folded:
         input_step: q_in, what one code of its input is worth.
 
     Raises:
-        Refused: fp weights, float spikes, a folded Mem-BN, or a channel with gain 0.
+        Refused: codes beyond 8-bit messages, fp weights, float spikes, a folded Mem-BN that differs
+            by step, or a channel with gain 0.
 
     Example:
         >>> one = np.ones((1, 1))
@@ -80,7 +82,9 @@ def fold(layer: GradedLayer, input_step: float = 1.0) -> Folded:
         >>> folded.kernel.tolist(), folded.theta.tolist(), folded.offset.tolist()
         ([[-1, 1]], [[1.0]], [2.0])
     """
+    most = f"codes of 8-bit messages, up to {MOST_CODE}"
     reasons = (
+        (layer.top > MOST_CODE, most, f"{layer.top}", "Use fewer levels"),
         (layer.bits == "fp", "1-bit or 1.5-bit weights", "fp weights", "Train with 1.5-bit ones"),
         (layer.code_step is None, "4-bit spikes", "float spikes", "Train with spikes='4bit'"),
         (layer.mem_bn, "one gain for all steps", "Mem-BN, whose gain differs by step, so that the "
@@ -105,7 +109,7 @@ class FixedLayer:
 
     Args:
         kernel: (N_o, N_i) int8, -1, 0 and 1, of `bits`.
-        dv: (R, 1), 12 bits; vth: (R, N_o), 24 bits; bias: (N_o,), 24 bits.
+        dv: as `Folded.decay`, 12 bits; vth: (R, N_o), 24 bits; bias: (N_o,), 24 bits.
         q_mult, q_shift, act_shift: (N_o,).
         unit: (N_o,), what 2^(act_shift + 1) LSBs are worth in float.
         input_step, code_step: what one code is worth, received and sent.
@@ -212,7 +216,11 @@ def run_fixed(layers: list[FixedLayer], x: Array) -> tuple[dict[str, Array], dic
 
     Returns:
         (codes by layer, by layer how many membranes stood at their 24-bit limit).
+
+    Raises:
+        Invalid: floats, another shape, no step, or more than T.
     """
+    check_input(layers[0], x, "integral")
     out, saturated = {}, {}
     for layer in layers:
         a = 2 * (x.astype(np.int64) @ layer.kernel.T.astype(np.int64))

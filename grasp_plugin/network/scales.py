@@ -16,6 +16,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import NoReturn
 
 import numpy as np
@@ -149,18 +150,19 @@ def scale_of(fan: FanIn, headroom: float | None, room: float | None) -> float:
     largest = max((fan.grown(k.name, W.values(k.weight)) for k in fan.projections), default=0.0)
     learns = room is None and fan.learns
     times = () if not learns else (memory, 1.0) if p.reset in (None, "none") else (1.0,)
-    for part in (*times, 0.0):
-        for reach in reaches:
-            bounds = _bounds(p, current, reach)
-            scale = _largest(fan, bounds, part)
-            if scale and (largest * scale >= MIXED_MAX / 2 or (learns and not largest)):
-                return scale
-    if learns:
+    for part, reach in product((*times, 0.0), reaches):
+        bounds = _bounds(p, current, reach)
+        scale = _largest(fan, bounds, part)
+        if scale and (largest * scale >= MIXED_MAX / 2 or (learns and not largest)):
+            break
+    if not scale:
+        _refused(fan, bounds)
+    if learns and fan.learned(scale) >= UV_MAX:
         log.warning(
             "%s: its plastic weights may grow until a current wraps at 2^23 and changes its sign; "
             "room for that would cost them bits: pass room to quantise, or less growth", p.name,
         )  # fmt: skip
-    return scale or _refused(fan, bounds)
+    return scale
 
 
 def _reaches(

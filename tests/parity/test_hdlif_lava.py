@@ -17,6 +17,7 @@ from grasp_plugin.backends.hdlif import build_hdlif, neuron_process
 from grasp_plugin.errors import GraspError
 from grasp_plugin.hdlif import HDLIF, SECA, HDLayer, HDStack, QuantConv2d, hdlif_compressed, hmdf
 from grasp_plugin.hdlif.deploy import deploy
+from grasp_plugin.hdlif.training import accumulate
 from grasp_plugin.network.hdlif import GradedLayer, run_float
 from grasp_plugin.network.hdlif_fixed import fold, hdlif_use, run_fixed, to_fixed
 from grasp_plugin.network.limits import BYTES_AXON, BYTES_NEURON
@@ -234,6 +235,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "mem_bn": (
         lambda: to_fixed([one_layer(gain=np.ones((3, 2)))]), "Mem-BN, whose gain differs by step",
     ),
+    "codes": (lambda: to_fixed([one_layer(top=200)]), "8-bit messages, up to 127 .*got 200"),
     "gain 0": (lambda: fold(one_layer(gain=np.array([[0.0, 1]]))), "gains that are not 0"),
     "small gain": (
         lambda: to_fixed([one_layer(gain=np.array([[1e-7, 1]]))]),
@@ -247,15 +249,40 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "huge gain": (lambda: to_fixed([one_layer(gain=np.full((1, 2), 1e8))]), "Rescale the layer"),
     "kernel": (lambda: one_layer(kernel=np.array([[2.0, 1], [1, 1]])), "bits '1bit'"),
-    "rows": (lambda: one_layer(theta=np.ones((2, 1))), r"theta of shape \(1 or 3, 2\), got \(2, 1"),
+    "rows": (lambda: one_layer(theta=np.ones((2, 1))), r"theta of shape \(1 or 3, 1\), got \(2, 1"),
+    "wide": (lambda: one_layer(theta=np.ones((1, 2))), r"theta of shape \(1 or 3, 1\), got \(1, 2"),
+    "vector": (lambda: one_layer(kernel=np.ones(2)), r"a kernel \(N_o, N_i\), got \(2,\)"),
+    "code step": (lambda: one_layer(code_step=0.0), "code_step > 0 or None, got 3, 15 and 0.0"),
+    "no steps": (lambda: one_layer(steps=0), "steps and top >= 1"),
+    "nan kernel": (
+        lambda: one_layer(kernel=np.full((2, 2), np.nan), bits="fp"), "finite kernel, got NaN",
+    ),
+    "names": (
+        lambda: build_hdlif([one_layer(), one_layer()], "fused"), r"got \['a', 'a'\]. Rename one",
+    ),
+    "whole input": (
+        lambda: run_float([one_layer()], np.ones((1, 1, 2), int)),
+        r"a: expected real floating \(1..3, batch, 2\), got int64 \(1, 1, 2\)",
+    ),
+    "float codes": (
+        lambda: run_fixed(to_fixed([one_layer()]), np.full((1, 1, 2), 0.25)),
+        "expected integral .* got float64",
+    ),
+    "codes beyond T": (
+        lambda: run_fixed(to_fixed([one_layer()]), np.ones((4, 1, 2), int)), r"got int64 \(4, 1, 2",
+    ),
+    "layer norm": (
+        lambda: HDLayer(nn.Linear(2, 2), HDLIF(2), nn.LayerNorm(2)), "BatchNorm or None, got Layer",
+    ),
     "nan": (lambda: one_layer(offset=np.full((1, 2), np.nan)), "finite offset"),
     "none": (lambda: build_hdlif([], "fused"), "layers of one kind"),
     "chain": (
-        lambda: build_hdlif([one_layer(), one_layer(kernel=np.ones((2, 5)))], "fused"),
+        lambda: build_hdlif([one_layer(), one_layer(name="b", kernel=np.ones((2, 5)))], "fused"),
         "expected 2 inputs, got 5",
     ),
     "steps": (
-        lambda: build_hdlif([one_layer(), one_layer(steps=5)], "fused"), "3 steps, got 5",
+        lambda: build_hdlif([one_layer(), one_layer(name="b", steps=5)], "fused"),
+        "3 steps, got 5",
     ),
     "backend": (lambda: build_hdlif([one_layer()], "brian"), "torch, lava, fused"),
     "torch": (lambda: build_hdlif(to_fixed([one_layer()]), "torch"), "Use lava or fused"),
@@ -284,6 +311,28 @@ def test_refusals_name_the_remedy(case: str) -> None:
     call, message = REFUSED[case]
     with pytest.raises(GraspError, match=message):
         call()
+
+
+@pytest.mark.parametrize("backend", [LAVA, "fused", "torch"])
+def test_no_samples_give_no_spikes(backend: str) -> None:
+    with build_hdlif([one_layer()], backend) as session:
+        assert session.run(np.zeros((2, 0, 2)))["a"].shape == (2, 0, 2)
+
+
+def test_a_shared_mem_bn_folds_into_integers() -> None:
+    """One gain for all steps has a unit, though it makes the decay the neuron's own."""
+    torch.manual_seed(0)
+    net = HDStack(hdlif_compressed(6, 8, 4, shared=True, mem_bn=True))
+    x = (torch.rand(4, 200, 6) < 0.5).float()
+    accumulate(net, x, torch.zeros(200, dtype=torch.long), nn.functional.cross_entropy)
+    layers = deploy(net).layers
+    assert np.ptp(layers[0].decay) > 0
+    wanted = run_float(layers, x.double().numpy())["layer1"]
+    with build_hdlif(to_fixed(layers), "fused") as session:
+        found = session.run(x.numpy())["layer1"]
+    assert wanted.any()
+    assert np.mean(found != wanted) < 0.01
+    assert np.abs(found - wanted).max() <= 0.25
 
 
 @pytest.mark.lava

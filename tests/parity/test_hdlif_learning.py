@@ -104,6 +104,9 @@ def without(kind: str) -> Callable[[], Any]:
         return lambda: HDLIFLearning(layers, {"layer1": plans["0"]}, {})
     if kind == "name":
         return lambda: HDLIFLearning(layers, {"layer9": plans["0"]}, {})
+    if kind == "classes":
+        mixed = {"layer1": RandomReadout(4), "layer2": RandomReadout(3)}
+        return lambda: HDLIFLearning(layers, {"layer1": plans["0"]}, mixed)
     if kind == "plans":
         return lambda: HDLIFLearning(layers, {}, {})
     if kind == "integers":
@@ -122,6 +125,7 @@ def without(kind: str) -> Callable[[], Any]:
         ("readout", "expected a RandomReadout beside the plan .*, got NoneType.*RuleLearner"),
         ("name", r"layer9: expected one of the layers \['layer1', 'layer2'\]"),
         ("plans", "a plan of one layer at least"),
+        ("classes", r"the same classes, got {'layer1': 4, 'layer2': 3}"),
         ("gain", "fp weights with gain 1"),
         ("integers", "expected float layers"),
     ],

@@ -150,6 +150,11 @@ def hinted(name: str, **hints: Any) -> nir.NIRGraph:
     return graph
 
 
+def named(name: str) -> Any:
+    given = made("ternary")
+    return replace(given, layers=[replace(given.layers[0], name=name), *given.layers[1:]])
+
+
 def looped() -> nir.NIRGraph:
     graph = from_hdlif(made("ternary"), exact=True)
     graph.edges = [(a, "layer1.weight" if b == "readout" else b) for a, b in graph.edges]
@@ -162,6 +167,13 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         "layer1: expected the weights that the hints were written for",
     ),
     "bias": (lambda: read_hdlif(changed("layer2.weight", "bias", lambda b: b + 1)), "was changed"),
+    "threshold": (
+        lambda: read_hdlif(changed("layer1", "v_threshold", lambda v: 3 * v)),
+        "layer1: expected the threshold and tau",
+    ),
+    "tau": (lambda: read_hdlif(changed("layer2", "tau", lambda t: 2 * t)), "threshold and tau"),
+    "name": (lambda: from_hdlif(named("input")), r"names that no other node has.*Rename"),
+    "readout": (lambda: from_hdlif(named("readout")), "names that no other node has"),
     "hint": (lambda: read_hdlif(hinted("layer1", neuron="x")), 'the hint neuron = "hdlif"'),
     "version": (lambda: read_hdlif(hinted("layer1", hdlif_version=9)), "version 1 .*, got 9"),
     "missing": (lambda: read_hdlif(hinted("layer1", hdlif_steps=None)), r"got no \['steps'\]"),

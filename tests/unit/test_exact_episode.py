@@ -242,6 +242,9 @@ def test_refusals() -> None:
         learner_of({"weights": ExactGradient()})
     with pytest.raises(Invalid, match="array of one of 2 layers"):
         learner_of({"layer3.weight": ExactGradient()})
+    for wrong in (ExactGradient("delay"), Plan(ExactGradient("delay"), (Adam(0.1),))):
+        with pytest.raises(Invalid, match="gradient of 'weight', got that of 'delay'"):
+            learner_of({"layer1.weight": wrong})
     with pytest.raises(Refused, match="read-out"):
         EpisodeLearner(
             [Parameters(np.ones((2, 3)), theta=np.inf)], {"layer1.weight": ExactGradient()},
@@ -257,3 +260,21 @@ def test_refusals() -> None:
     learner = learner_of({"layer1.weight": curved})
     with pytest.raises(Refused, match="use 'full'"):
         learner.learn(*batch())
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.array([0]), r"shape \(6,\), got int64 of shape \(1,\)"),
+        (np.zeros(6), "expected integers .*got float64"),
+        (np.full(6, -1), r"expected 0..2, got -1..-1"),
+        (np.full(6, 3), r"expected 0..2, got 3..3"),
+    ],
+)
+def test_labels_that_no_class_has_are_refused(labels: Any, message: str) -> None:
+    learner = learner_of({"layer1.weight": ExactGradient()})
+    with pytest.raises(Invalid, match=message):
+        learner.learn(batch()[0], labels)
+    first = torch.ones(6, 3)
+    with pytest.raises(Invalid, match="labels: expected"):
+        ttfs_cross_entropy(first, torch.from_numpy(labels), t_end_ms=T_END)

@@ -144,6 +144,8 @@ def test_deployed_refuses_what_it_cannot_do() -> None:
     network = to_network(stack, DT)
     with pytest.raises(Invalid, match="weight"):
         Deployed(stack, network, t_end_ms=50.0, train=("tau",))
+    with pytest.raises(Invalid, match=r"train, rates: .*got \['wieght'\]"):
+        Deployed(stack, network, t_end_ms=50.0, rates={"wieght": 1.0})
     read = [stack[0], Parameters(np.ones((3, 6)), theta=np.inf)]
     with pytest.raises(Refused, match="read-out"):
         Deployed(read, to_network(read, DT), t_end_ms=50.0)
@@ -151,6 +153,24 @@ def test_deployed_refuses_what_it_cannot_do() -> None:
         Deployed(stack, network, t_end_ms=50.0, most_steps=2)
     with pytest.raises(Invalid, match="one projection a layer"):
         units_of(network, stack[:1])
+
+
+@pytest.mark.parametrize("name", ["weight", "delay", "theta"])
+def test_updates_that_are_not_finite_change_nothing(name: str) -> None:
+    stack = layers(0)
+    learner = Deployed(
+        stack, to_network(stack, DT), t_end_ms=50.0, train=("weight", "delay", "theta"), adam=False
+    )
+    _, seen = on_the_grid(stack, np.random.default_rng(0).uniform(0, 20, (1, 4, 1)))
+    learner.hear(seen, 0)
+    learner.sums[1][name][:] = -np.inf
+    kept, states = learner.layers, learner.states
+    with pytest.raises(Invalid, match=rf"layer2\.{name}: expected finite updates"):
+        learner.update()
+    assert learner.layers is kept
+    assert learner.states is states
+    with pytest.raises(Invalid, match=r"expected 0..2, got -1..-1"):
+        learner.hear(seen, -1)
 
 
 def test_shadows_stay_valid_and_silent_neurons_are_woken() -> None:

@@ -119,3 +119,5 @@ def test_traced_layers_are_counted_alike(mode: str) -> None:
     assert net[0].neuron.grad_mode == mode
     with pytest.raises(Invalid, match=r"expected \(time, batch"):
         measure(net, torch.ones(0, 2, 5))
+    with pytest.raises(Invalid, match=r"got \(2, 0, 5\)"):
+        measure(net, torch.ones(2, 0, 5))

@@ -247,6 +247,7 @@ def test_loops_refuse_what_they_cannot_do() -> None:
     for call in (
         lambda: random_step(stack(0), x, y, loss),
         lambda: every_step(stack(0), x, y, loss, torch.optim.SGD([x], 0.1)),
+        lambda: accumulate(stack(0), x, y, loss, bptt=False),
     ):
         with pytest.raises(Refused, match=r"'online' or 'trace', got 'bptt'"):
             call()

@@ -147,6 +147,17 @@ def test_modules_copy_pickle_and_reload() -> None:
     assert "5, grad_mode='bptt', spikes='4bit'" in repr(layer.neuron)
 
 
+def traced_beyond() -> None:
+    layer, state = HDLayer(nn.Linear(3, 2), HDLIF(1, grad_mode="trace")), None
+    for x in torch.ones(2, 1, 3):
+        _, state = layer(x, state)
+
+
+def stepwise_norm() -> None:
+    norm = nn.BatchNorm1d(2, track_running_stats=False)
+    HDLayer(nn.Linear(3, 2), HDLIF(1, grad_mode="trace"), norm).eval()(torch.ones(3, 3))
+
+
 def beyond() -> None:
     neuron, state = HDLIF(1, dtype=DOUBLE), None
     for x in spikes():
@@ -158,6 +169,9 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "mode": (lambda: HDLIF(2, grad_mode="rtrl"), r"'trace'\), got 'rtrl'. Pass one"),
     "spikes": (lambda: HDLIF(2, spikes="2bit"), r"\('float', '4bit'\), got '2bit'"),
     "beyond": (beyond, r"at most 1 steps, got step 2. Start each sample with state=None"),
+    "beyond, traced": (traced_beyond, "at most 1 steps, got step 2"),
+    "beyond, decay": (lambda: HDLIF(2).decay(2), "at most 2 steps, got step 3"),
+    "trace, no statistics": (stepwise_norm, "with track_running_stats, or leave it out"),
     "parallel": (lambda: HDLIF(2, parallel=True, mem_bn=3), "no membrane"),
     "bare": (lambda: HDLIF(2, grad_mode="trace")(spikes()[0]), r"Use HDLayer\(linear, neuron\)"),
     "kernel": (lambda: SECA(4), "odd kernel, got 4"),

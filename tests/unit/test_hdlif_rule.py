@@ -138,6 +138,11 @@ def test_a_rule_of_numpy_arrays_is_that_of_torch() -> None:
     assert np.abs(out[0]).min() > 0
 
 
+def test_decays_of_steps_may_be_an_array() -> None:
+    given = np.array([0.5, 0.25])
+    assert FiringMasked(given) == FiringMasked((0.5, 0.25))  # type: ignore[arg-type]
+
+
 def test_excess_is_its_own_derivative() -> None:
     x = np.array([-1.0, 0.0, 2.0])
     e = Excess()

@@ -230,6 +230,19 @@ def test_room_for_the_first_weights_alone_lets_learned_ones_wrap() -> None:
     assert np.all(last_output(q, 48) < 0)
 
 
+@pytest.mark.parametrize("inputs", [1000, 1500, 3000, 5000])
+@pytest.mark.parametrize("growth", [1.0, 4.0])
+def test_learned_weights_that_could_wrap_a_current_are_said_to(
+    caplog: pytest.LogCaptureFixture, inputs: int, growth: float
+) -> None:
+    """Between 1024 inputs and those that take bits of the first weights, too."""
+    q = quantise(linear_readout(inputs), plastic=["w"], growth=growth)
+    unit = 2.0 ** q.projections[0].weight_exp * 64
+    wraps = bool(np.any(last_output(q, 254) != 254 * inputs * unit))
+    assert wraps == (inputs > 1024)
+    assert ("out: its plastic weights may grow" in caplog.text) == wraps
+
+
 def test_no_room_without_fewer_bits_is_said_and_names_the_population(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

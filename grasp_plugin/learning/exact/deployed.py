@@ -31,7 +31,7 @@ from grasp_plugin.learning.exact.flow import decays
 from grasp_plugin.learning.exact.losses import ttfs_cross_entropy_gradient
 from grasp_plugin.learning.exact.observed import in_steps, observed_gradients
 from grasp_plugin.learning.optimise import Adam
-from grasp_plugin.learning.rule import Plan, Rule, State
+from grasp_plugin.learning.rule import Plan, Rule, State, is_finite
 from grasp_plugin.learning.spec import Learning
 from grasp_plugin.network.network import Network
 from grasp_plugin.network.weights import Array
@@ -146,11 +146,11 @@ class Deployed:
         bump: float = 0.0,
         loss: dict[str, float] | None = None,
     ) -> None:
-        unknown = set(train) - set(TRAINABLE)
+        unknown = (set(train) | set(rates or {})) - set(TRAINABLE)
         if unknown or batch < 1:
             raise Invalid(
-                "train", f"expected some of {TRAINABLE} and batch >= 1, got {sorted(unknown)} and "
-                f"{batch}", "Choose of these",
+                "train, rates", f"expected some of {TRAINABLE} and batch >= 1, got "
+                f"{sorted(unknown)} and {batch}", "Choose of these",
             )  # fmt: skip
         if any(np.any(np.isinf(np.asarray(p.theta, float))) for p in stack):
             raise Refused(
@@ -266,22 +266,29 @@ class Deployed:
         return float(loss[0]), first[0]
 
     def update(self) -> bool:
-        """Move the shadows if a batch is full; True if it was."""
+        """Move the shadows if a batch is full; True if it was.
+
+        Raises:
+            Invalid: updates that are not finite, or parameters that no layer can have: nothing is
+                changed then.
+        """
         if self.seen < self.batch:
             return False
-        new = list(self.layers)
+        new, states = list(self.layers), dict(self.states)
         for name, plan in self.learning.plans.items():
             layer, parameter = self.places[name]
             means = {key: value / self.seen for key, value in self.sums[layer].items()}
             seen = Episode(np.zeros((0, new[layer].weight.shape[1], 0)), gradients=means)
-            delta, self.states[name] = plan.update(seen, self.states[name], self._matrix(name))
+            delta, states[name] = plan.update(seen, self.states[name], self._matrix(name))
+            if not is_finite(delta):
+                raise Invalid(name, "expected finite updates, got NaN or inf", "Lower the rates")
             new[layer] = moved(new[layer], parameter, delta, self.most * self.dt)
         last = len(new) - 1
         for k, p in enumerate(new):
             silent = ~self.heard[k] & (self.labels if k == last else True)
             if self.bump and silent.any():
-                p = replace(p, weight=p.weight + self.bump * silent[:, None])
-            self.layers[k] = _valid(p)
+                new[k] = replace(p, weight=p.weight + self.bump * silent[:, None])
+        self.layers, self.states = new, states
         self.updates += 1
         if self.units[0].scale is not None:
             self.clipped += sum(int((abs(h.weight) == WEIGHT_MAX).sum()) for h in self.written())
@@ -303,9 +310,3 @@ def _synaptic(p: Parameters) -> Parameters:
         theta=each(p.theta, outs), v_reset=each(p.v_reset, outs), beta=each(p.beta, outs),
         bias=each(p.bias, outs),
     )  # fmt: skip
-
-
-def _valid(p: Parameters) -> Parameters:
-    if not np.all(np.isfinite(p.weight)):
-        raise Invalid("weight", "expected finite updates, got NaN or inf", "Lower the rates")
-    return p

@@ -16,7 +16,7 @@ import numpy as np
 
 from grasp_plugin.errors import Invalid
 from grasp_plugin.learning.exact.engine import THETA_LEAST, Parameters
-from grasp_plugin.learning.rule import Delta, Factors, Full, Rule, State
+from grasp_plugin.learning.rule import Delta, Factors, Full, Plan, Rule, State
 from grasp_plugin.network.weights import Array
 
 DELAYS = ("delay", "axonal", "dendritic")
@@ -81,7 +81,8 @@ def plan_of(plans: Mapping[str, Rule], name: str) -> tuple[int, str]:
     """(layer from 0, parameter) of a plan's name such as "layer1.delay".
 
     Raises:
-        Invalid: a name of another form, or a plan that is no `Rule`.
+        Invalid: a name of another form, a plan that is no `Rule`, or the gradient of another
+            parameter.
     """
     layer, _, parameter = name.partition(".")
     number = layer.removeprefix("layer")
@@ -90,7 +91,17 @@ def plan_of(plans: Mapping[str, Rule], name: str) -> tuple[int, str]:
             name, f"expected a Rule named 'layer1.weight' or so, of {TRAINED}, got "
             f"{type(plans[name]).__name__}", "Name the layer, a dot, and the parameter",
         )  # fmt: skip
+    core = _core(plans[name])
+    if isinstance(core, ExactGradient) and core.parameter != parameter:
+        raise Invalid(
+            name, f"expected the gradient of {parameter!r}, got that of {core.parameter!r}",
+            f"Pass ExactGradient({parameter!r})",
+        )  # fmt: skip
     return int(number) - 1, parameter
+
+
+def _core(plan: Rule) -> Rule:
+    return plan.rule if isinstance(plan, Plan) else plan
 
 
 def moved(p: Parameters, parameter: str, delta: Delta, most: float = np.inf) -> Parameters:

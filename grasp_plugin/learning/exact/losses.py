@@ -37,6 +37,26 @@ def _own(values: Array, labels: Array) -> Array:
     return values[array_namespace(values).arange(len(labels)), labels]
 
 
+def check_labels(labels: Array, times: Array) -> None:
+    """Labels (batch,) of the classes of times (batch, class).
+
+    Raises:
+        Invalid: another shape, numbers that are not whole, or a class that is not there.
+    """
+    batch, classes = times.shape
+    whole = array_namespace(labels).isdtype(labels.dtype, "integral")
+    if tuple(labels.shape) != (batch,) or not whole:
+        raise Invalid(
+            "labels", f"expected integers of shape ({batch},), got {labels.dtype} of shape "
+            f"{tuple(labels.shape)}", "Pass one class a sample",
+        )  # fmt: skip
+    if batch and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise Invalid(
+            "labels", f"expected 0..{classes - 1}, got {int(labels.min())}..{int(labels.max())}",
+            "Number the classes from 0",
+        )  # fmt: skip
+
+
 def _cross_entropy(z: Array, labels: Array) -> Array:
     """-log softmax(z)_y (batch,)."""
     xp = array_namespace(z)
@@ -62,7 +82,11 @@ def ttfs_cross_entropy(
 
     Args:
         times: first spikes (batch, class); labels (batch,), integers.
+
+    Raises:
+        Invalid: labels of another shape, not whole, or outside the classes.
     """
+    check_labels(labels, times)
     xp = array_namespace(times)
     fired, t = _fired(times)
     spoke = _own(fired, labels)
@@ -84,7 +108,11 @@ def ttfs_cross_entropy_gradient(
     """(loss (batch,), dL/dt (batch, class)) of `ttfs_cross_entropy` a sample, without autograd.
 
     dL/dt_y = (1 - p_y) / tau0 + (alpha / tau1) e^{t_y / tau1}      dL/dt_c = -p_c / tau0
+
+    Raises:
+        Invalid: labels of another shape, not whole, or outside the classes.
     """
+    check_labels(labels, times)
     xp = array_namespace(times)
     fired, t = _fired(times)
     spoke = _own(fired, labels)[:, None]
