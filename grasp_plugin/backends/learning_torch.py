@@ -79,7 +79,7 @@ class OnlineTorch:
                 now = {n: x[t] for n, x in inputs.items()}
                 old = forward
                 output, forward, margin = self.module.step(t, now, old)
-                seen = Seen(self._pre(t, output, old), output, margin, self._active(old))
+                seen = self.seen(t, output, margin, old)
                 logits = self.learner.logits(output, self.state["signals"])
                 deltas, self.state = self.learner.step(
                     seen, target[t], mask[t], self.state, self.parameters
@@ -101,6 +101,12 @@ class OnlineTorch:
                 part.add_to(weight.detach().numpy().reshape(len(weight), -1))
             else:
                 weight.add_(part.dense().reshape(weight.shape))
+
+    def seen(
+        self, t: int, output: Mapping[str, Tensor], margin: Mapping[str, Tensor], before: State
+    ) -> Seen:
+        """What the learner sees of step t; output and margin are of `module.step` from `before`."""
+        return Seen(self._pre(t, output, before), output, margin, self._active(before))
 
     def _pre(self, t: int, output: Mapping[str, Tensor], old: State) -> dict[str, Tensor]:
         pre: dict[str, Tensor] = {}

@@ -24,6 +24,8 @@ from grasp_plugin.learning.rule import Rule as Rule
 from grasp_plugin.learning.rule import ThreeFactor as ThreeFactor
 from grasp_plugin.learning.rule import Transform as Transform
 from grasp_plugin.learning.rule import check_finite as check_finite
+from grasp_plugin.learning.soel import Soel as Soel
+from grasp_plugin.learning.soel import soel_for as soel_for
 from grasp_plugin.learning.spec import Learning as Learning
 from grasp_plugin.learning.transforms import L1 as L1
 from grasp_plugin.learning.transforms import Accumulate as Accumulate
