@@ -9,6 +9,8 @@
 5. bptt: the surrogate-gradient baseline on Yin-Yang (`_exact_sg`)
 6. deploy: the trained networks on Lava's grid, float and integer (`_exact_deploy`)
 7. noise: the trained networks under jitter, noise and rounding (`_exact_noise`), and pictures
+8. sets: digits and spoken digits, by both methods (`_exact_sets`)
+9. grasp: a share of the writes (`_exact_grasp`)
 
 Results are in `benchmarks/results/exact_*.csv`; a run that was stopped goes on. The trained
 networks are kept in `bench_out/exact`; cost and traffic take those of seed 1. FOLDER may hold
@@ -28,7 +30,9 @@ from typing import Any
 
 import _exact_cost as cost
 import _exact_deploy as deploy
+import _exact_grasp as few
 import _exact_noise as noise
+import _exact_sets as sets
 import _exact_sg as sg
 import _exact_tasks as tasks
 import _exact_traffic as traffic
@@ -44,7 +48,18 @@ from grasp_plugin.report import table
 
 RESULTS, NETS = yinyang.RESULTS, yinyang.NETS
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-PARTS = ("errors", "cost", "traffic", "yinyang", "bptt", "deploy", "noise", "plots")
+PARTS = (
+    "errors",
+    "cost",
+    "traffic",
+    "yinyang",
+    "bptt",
+    "deploy",
+    "noise",
+    "plots",
+    "sets",
+    "grasp",
+)
 PUBLISHED = (  # specs/exact-gradients.md 11.2; mark: run = recomputed by us, read = in a repository
     ("EventProp 5-200-3, 100 epochs, 10 seeds", "98.10 +- 0.18", "run, their networks"),
     ("DelGrad 4-30-3 W, one network", "96.7", "read"),
@@ -284,6 +299,11 @@ def full(out: Path, nets: Path, data: Path, parts: list[str]) -> dict[str, Any]:
         show("Under noise", summarise(found, ("method", "model", "kind", "level")))
         if "plots" in parts:
             run_plots(out, nets, found)
+    others = sets.train_all(out, data) if "sets" in parts else sets.store_of(out)
+    show("Digits and spoken digits, test accuracy",
+         summarise(others, ("task", "delays", "method", "loss", "lr", "epochs")))  # fmt: skip
+    written = few.train_all(out) if "grasp" in parts else few.store(out)
+    show("GRASP over exact gradients, Yin-Yang 5-30-3 W+d", few.summary(written))
     return last
 
 
