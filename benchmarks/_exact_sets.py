@@ -250,7 +250,8 @@ def run(
         try:
             fit(net, task, seed, epochs, choice["lr"])
         except Refused:  # more than 1024 spikes of a neuron in a sample: the run has failed
-            return {"test": 0.0, "validation": 0.0, "cpu_s": time.process_time() - began}
+            none = 0.0 if part == "test" else math.nan
+            return {"test": none, "validation": 0.0, "cpu_s": time.process_time() - began}
         spent = time.process_time() - began
         test = accuracy(net, task.splits["test"]) if part == "test" else math.nan
         validation = accuracy(net, task.splits["validation"])
