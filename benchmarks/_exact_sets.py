@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _digits import shuffled_digits
 from _exact_bptt import Grid, GridLayer, classes_of, compiled_loop, loss_of, trains
 from _exact_store import Store
 from _exact_tasks import padded, random_weights
@@ -78,10 +79,7 @@ class Set:
 
 def digits() -> Set:
     """600 images to test on, 300 to tune on, 897 to learn from."""
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
-
-    images, labels = load_digits(return_X_y=True)
-    order = np.random.default_rng(0).permutation(len(images))
+    images, labels, order = shuffled_digits()
     times = np.where(images > 0, 20.0 * (1 - images / 16), np.inf)[:, :, None]
     cut = {"train": order[900:], "validation": order[600:900], "test": order[:600]}
     return Set("digits", _split(times, labels, cut), 100, 60.0, 5.0, 1.0, 40, 10)

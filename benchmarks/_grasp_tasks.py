@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _digits import shuffled_digits
 
-from grasp_plugin.errors import Invalid
 from grasp_plugin.learning import Learning, decolle_for, etlp_for, ottt_for
 from grasp_plugin.network.network import Network, Population, Projection
 from grasp_plugin.network.presets import decolle_network
@@ -64,14 +64,7 @@ def digits(seeds: int, steps: int = 15, train: int = 900, passes: int = 1) -> Ta
     Raises:
         Invalid: scikit-learn is not installed.
     """
-    try:
-        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise Invalid(
-            "digits", "expected scikit-learn, got none", "pip install scikit-learn"
-        ) from error
-    images, labels = load_digits(return_X_y=True)
-    order = np.random.default_rng(0).permutation(len(images))
+    images, labels, order = shuffled_digits()
     cut = {"train": order[900:][:train], "validation": order[600:900], "test": order[:600]}
     images = images.reshape(-1, 8, 8) / 16
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _digits import shuffled_digits
 from torch import Tensor
 
 from grasp_plugin.data.nmnist import load_nmnist, to_frames
-from grasp_plugin.errors import Invalid
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "data"
 SUBSET, SPLIT = EXAMPLES / "nmnist_subset.zip", EXAMPLES / "nmnist_split.json"
@@ -79,14 +79,7 @@ def digits(steps: int = 4) -> Task:
     Raises:
         Invalid: scikit-learn is not installed.
     """
-    try:
-        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise Invalid(
-            "digits", "expected scikit-learn, got none", "pip install scikit-learn"
-        ) from error
-    images, labels = load_digits(return_X_y=True)
-    order = np.random.default_rng(0).permutation(len(images))
+    images, labels, order = shuffled_digits()
     codes = torch.from_numpy(np.minimum(images, 15) * 0.25).float()
     parts = [
         Samples(codes[which].expand(steps, -1, -1), torch.from_numpy(labels[which]).long())

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 import time
 from collections.abc import Callable
@@ -134,12 +135,17 @@ def run_traffic(store: Store, works: list[tasks.Workload]) -> None:
 def summarise(store: Store, names: tuple[str, ...]) -> Rows:
     """Mean, standard deviation and number of seeds by the keys `names`."""
     groups: dict[tuple[Any, ...], list[float]] = {}
+    spent: dict[tuple[Any, ...], list[float]] = {}
     for row in store.rows():
         if not np.isnan(row["test"]):
-            groups.setdefault(tuple(row[n] for n in names), []).append(100 * row["test"])
+            key = tuple(row[n] for n in names)
+            groups.setdefault(key, []).append(100 * row["test"])
+            spent.setdefault(key, []).append(row.get("cpu_s", math.nan))
     return [
         {**dict(zip(names, key, strict=True)), "test %": round(float(np.mean(v)), 2),
-         "sd": round(float(np.std(v, ddof=1)), 2) if len(v) > 1 else "-", "seeds": len(v)}
+         "sd": round(float(np.std(v, ddof=1)), 2) if len(v) > 1 else "-", "seeds": len(v),
+         "cpu s": "-" if np.isnan(spent[key]).any()
+         else f"{min(spent[key]):.0f} to {max(spent[key]):.0f}"}
         for key, v in groups.items()
     ]  # fmt: skip
 
@@ -154,6 +160,7 @@ def run_deploy(out: Path, nets: Path) -> None:
         {**dict(zip(("model", "precision", "dt_ms"), key, strict=True)), "seeds": len(rows)}
         | {name: round(100 * float(np.mean([r[name] for r in rows])), 2)
            for name in deploy.FIGURES}
+        | {"worst seed": round(100 * min(r["test"] - r["event"] for r in rows), 2)}
         for key, rows in groups.items()
     ])  # fmt: skip
 

@@ -208,7 +208,7 @@ def etlp_for(
         The authors' output fires from the membrane of the step before; here it is the network's
         own population.
     """
-    top = _output(network, classes)
+    top = output_of(network, classes)
     signals: dict[str, Signal] = {}
     plans: dict[str, Rule] = {}
     for i, p in enumerate(network.populations):
@@ -280,7 +280,7 @@ def ottt_for(
     References:
         As `ottt`.
     """
-    top = _output(network, classes)
+    top = output_of(network, classes)
     signal = Backpropagation(loss or CrossEntropy(), Sigmoid(slope))
     plans: dict[str, Rule] = {}
     late = late_steps(network, top) if pipelined else {}
@@ -333,7 +333,12 @@ def late_steps(network: Network, top: str) -> dict[str, int]:
     return {p.name: max(0, arrival[top] - arrival[p.name]) for p in network.populations}
 
 
-def _output(network: Network, classes: int) -> str:
+def output_of(network: Network, classes: int) -> str:
+    """The name of the only output population, of `classes` neurons.
+
+    Raises:
+        Invalid: none, several, or another size.
+    """
     names = list(dict.fromkeys(network.outputs.values()))
     if len(names) != 1 or network[names[0]].size != classes:
         sizes = {name: network[name].size for name in names}

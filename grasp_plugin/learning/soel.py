@@ -9,7 +9,7 @@ from array_api_compat import array_namespace
 
 from grasp_plugin.errors import Invalid, Refused
 from grasp_plugin.learning.losses import CrossEntropy, Loss
-from grasp_plugin.learning.recipes import exact_trace
+from grasp_plugin.learning.recipes import exact_trace, output_of
 from grasp_plugin.learning.rule import Array, Factors, Plan, Rule, ThreeFactor, Transform
 from grasp_plugin.learning.signals import Backpropagation
 from grasp_plugin.learning.spec import Learning
@@ -84,14 +84,7 @@ def soel_for(
         Invalid: the network has not one output of `classes` neurons.
         Refused: as `exact_trace`.
     """
-    names = list(dict.fromkeys(network.outputs.values()))
-    if len(names) != 1 or network[names[0]].size != classes:
-        sizes = {name: network[name].size for name in names}
-        raise Invalid(
-            "network", f"expected one output population with {classes} neurons, got {sizes}",
-            "Pass classes to match the network's output",
-        )  # fmt: skip
-    top = network[names[0]]
+    top = network[output_of(network, classes)]
     surrogate = FastSigmoid(10.0) if top.spiking else None
     rule = Soel(
         exact_trace(top), surrogate, learning_rate, name="soel", error_threshold=error_threshold

@@ -138,7 +138,11 @@ def ttfs_cross_entropy_curvature(
 
     (Lambda u)_c = p_c (u_c - p . u) / tau0^2 + [c = y] (alpha / tau1^2) e^{t_y / tau1} u_y
 
-    Positive semi-definite. Args: u: (batch, class); 0 is taken where an output is silent.
+    Positive semi-definite; 0 where an output or its sample's label is silent.
+
+    Args:
+        times: first spikes (batch, class) [ms]; labels (batch,), of the classes.
+        u: a change of the times (batch, class) [ms].
     """
     xp = array_namespace(times)
     fired, t = _fired(times)
