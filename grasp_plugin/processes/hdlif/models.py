@@ -54,6 +54,8 @@ class _Graded(PyLoihiProcessModel):
 @requires(CPU)
 @tag("floating_pt")
 class PyGradedHDLIFFloat(_Graded):
+    """`neurons.hdlif.step`, in float64."""
+
     a_in: Any = LavaPyType(PyInPort.VEC_DENSE, float)
     s_out: Any = LavaPyType(PyOutPort.VEC_DENSE, float)
     margin_out: Any = LavaPyType(PyOutPort.VEC_DENSE, float)
@@ -82,6 +84,8 @@ class PyGradedHDLIFFloat(_Graded):
 @requires(CPU)
 @tag("fixed_pt")
 class PyGradedHDLIFFixed(_Graded):
+    """`neurons.hdlif.step_fixed`, in integers of 24 bits; what met a limit is in `saturated`."""
+
     a_in: Any = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=24)
     s_out: Any = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=8)
     margin_out: Any = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=32)
