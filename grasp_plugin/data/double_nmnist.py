@@ -15,12 +15,14 @@ Departures:
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from numbers import Integral
 
 import numpy as np
 
-from grasp_plugin.data.episodes import PARTS, Array, FewShot, Part, shares
-from grasp_plugin.data.nmnist import SIZE, Recording, load_nmnist
+from grasp_plugin.data.episodes import PARTS, Array, FewShot, Part, check_count, shares
+from grasp_plugin.data.nmnist import SIZE, Recording, bins, load_nmnist
 from grasp_plugin.errors import Invalid
 
 SHARES = (64, 16, 20)
@@ -45,13 +47,18 @@ def load_double_nmnist(
         steps: frames of duration_s / steps each. side: rows, and half of the columns.
         least: events that make a spike.
         seed: of the split of classes and recordings.
-        ids: by part ("train", "valid", "test"), the file numbers of its recordings; None: those in
-            `source` are dealt to all three. Classes are split by the seed in either case.
+        ids: by part ("train", "valid", "test"), the file numbers of its recordings, each once;
+            None: those in `source` are dealt to all three. Classes are split by the seed in either
+            case.
 
     Raises:
-        Invalid: as `load_nmnist`; a digit with too few recordings; an unknown part; a recording in
-            two parts; as `frames`.
+        Invalid: as `load_nmnist`, also for a file number that is not in `source`; an unknown part,
+            or none; a file number that is no integer, or twice in a part; a recording in two parts;
+            a part with fewer than two recordings (one to support from, one to query from) of a
+            digit in its classes; as `frames`.
     """
+    if ids is not None:
+        _check_ids(ids)
     wanted = None if ids is None else {number for own in ids.values() for number in own}
     recordings = load_nmnist(source, ids=wanted, part=part)
     rng = np.random.default_rng(seed)
@@ -61,16 +68,43 @@ def load_double_nmnist(
     else:
         at = {r.id: row for row, r in enumerate(recordings)}
         rows = {name: [at[number] for number in sorted(own)] for name, own in ids.items()}
-    parts = {}
-    for name, own in rows.items():
+    parts = {name: _part(name, named[name], own, recordings) for name, own in rows.items()}
+    return FewShot(frames(recordings, steps, side, duration_s, least), parts)
+
+
+def _check_ids(ids: Mapping[str, Collection[int]]) -> None:
+    if not ids:
+        raise Invalid("ids", f"expected some of {', '.join(PARTS)}, got no part", "Add one")
+    for name, own in ids.items():
         if name not in PARTS:
             raise Invalid(name, f"expected one of {', '.join(PARTS)}, got {name!r}", "Rename it")
-        pools = {
-            str(digit): tuple(row for row in own if recordings[row].label == digit)
-            for digit in range(10)
-        }
-        parts[name] = Part({c: (c[0], c[1]) for c in named[name]}, pools)
-    return FewShot(frames(recordings, steps, side, duration_s, least), parts)
+        for number, times in Counter(own).items():
+            if not isinstance(number, Integral):
+                raise Invalid(
+                    f"ids, {name}", f"expected file numbers, got {number!r}", "Pass integers"
+                )
+            if times > 1:
+                raise Invalid(
+                    f"ids, {name}", f"expected each file number once, got {number} {times} times",
+                    "Remove the repeats",
+                )  # fmt: skip
+
+
+def _part(
+    name: str, classes: Sequence[str], rows: Sequence[int], recordings: Sequence[Recording]
+) -> Part:
+    """The pools of all digits, of which those in `classes` must hold two recordings or more."""
+    pools = {
+        str(digit): tuple(row for row in rows if recordings[row].label == digit)
+        for digit in range(10)
+    }
+    for digit in sorted(set("".join(classes))):
+        if len(pools[digit]) < 2:
+            raise Invalid(
+                f"{name}, digit {digit}", f"expected two recordings or more, one to support from "
+                f"and one to query from, got {len(pools[digit])}", "Add recordings of it",
+            )  # fmt: skip
+    return Part({c: (c[0], c[1]) for c in classes}, pools)
 
 
 def _dealt(recordings: Sequence[Recording], rng: np.random.Generator) -> dict[str, list[int]]:
@@ -78,7 +112,7 @@ def _dealt(recordings: Sequence[Recording], rng: np.random.Generator) -> dict[st
     out: dict[str, list[int]] = {name: [] for name in PARTS}
     for digit in range(10):
         rows = [row for row, r in enumerate(recordings) if r.label == digit]
-        for name, own in zip(PARTS, shares(rows, SHARES, rng), strict=True):
+        for name, own in zip(PARTS, shares(rows, SHARES, rng, f"digit {digit}"), strict=True):
             out[name] += own
     return out
 
@@ -88,17 +122,21 @@ def frames(
 ) -> Array:
     """Binary frames (recording, time, 2, side, side), pixel x in column x side // 34.
 
+    With `side` 34 or 17 they are those of `nmnist.to_frames`.
+
     Raises:
         Invalid: an argument out of range.
     """
-    if steps < 1 or not 1 <= side <= SIZE or least < 1 or not 0 < duration_s < np.inf:
+    for name, value in (("steps", steps), ("side", side), ("least", least)):
+        check_count(name, value)
+    if side > SIZE or not 0 < duration_s < np.inf:
         raise Invalid(
-            "frames", f"expected steps, least >= 1, side in 1..{SIZE} and a duration, got {steps}, "
-            f"{least}, {side}, {duration_s}", "Correct them",
+            "frames", f"expected side in 1..{SIZE} and a duration in s, got {side}, {duration_s}",
+            "Correct them",
         )  # fmt: skip
     out = np.zeros((len(recordings), steps, 2, side, side), np.uint8)
     for row, r in enumerate(recordings):
-        at = np.floor(r.t_us * 1e-6 * steps / duration_s).astype(np.int64)
+        at = bins(r.t_us, duration_s / steps)
         keep = at < steps
         counts = np.zeros(out.shape[1:], np.int32)
         y, x = (v[keep].astype(np.int64) * side // SIZE for v in (r.y, r.x))

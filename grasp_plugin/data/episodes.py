@@ -7,7 +7,9 @@ each slot, side by side along the last axis. An episode draws
     every pool of theirs in two, at random: one to support from, one to query from
     K support and Q query samples a class, no recording twice in a slot of a class
 
-so that no recording of the support comes again in the query, in whatever class.
+so that no recording of the support comes again in the query, in whatever class. Pools of a part
+must share no recording for that, which `FewShot` sees to. It compares rows, not their content: two
+rows with the same data are two recordings to it.
 
 References:
     Vinyals et al., NeurIPS 2016 (episodes); specs/meta-learning.md 4 (what public meta-sets share
@@ -19,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -35,8 +38,9 @@ class Part:
     """The classes of one part of a meta-split.
 
     Args:
-        slots: by class, the name of the pool of each slot; as many slots in every class.
-        pools: by name, recordings, as row numbers of `FewShot.recordings`.
+        slots: by class, the name of the pool of each slot; as many slots in every class. Classes
+            may share pools.
+        pools: by name, recordings, as row numbers of `FewShot.recordings`; none in two pools.
         groups: by class, such as the speaker; empty: classes mix freely.
     """
 
@@ -71,25 +75,30 @@ class FewShot:
     """Recordings as spikes with a meta-split.
 
     Args:
-        recordings: (recording, time, neuron...), e.g. uint8.
+        recordings: (recording, time, neuron...), numbers, e.g. uint8; one neuron axis or more.
         parts: "train", "valid" and "test", or some of them.
 
     Raises:
-        Invalid: two parts share a class or a recording, or a recording does not exist.
+        Invalid: recordings that are no such array; two parts share a class or a recording; or as
+            `check_part`.
     """
 
     recordings: Array
     parts: Mapping[str, Part]
 
     def __post_init__(self) -> None:
-        check_disjoint(self.parts)
+        array = isinstance(self.recordings, np.ndarray)
+        if not array or self.recordings.ndim < 3 or self.recordings.dtype.kind not in "buif":
+            got = type(self.recordings).__name__
+            if array:
+                got = f"{self.recordings.dtype} of shape {self.recordings.shape}"
+            raise Invalid(
+                "recordings", f"expected numbers (recording, time, neuron...) in an array, got "
+                f"{got}", "Pass np.stack(...) of them, with an axis of 1 for a single neuron",
+            )  # fmt: skip
         for name, part in self.parts.items():
-            missing = [r for r in part.recordings if not 0 <= r < len(self.recordings)]
-            if missing:
-                raise Invalid(
-                    name, f"expected recordings in 0..{len(self.recordings) - 1}, got {missing[0]}",
-                    "Number them as rows of `recordings`",
-                )  # fmt: skip
+            check_part(name, part, len(self.recordings))
+        check_disjoint(self.parts)
 
     def batch(
         self, part: str, rng: np.random.Generator, count: int, *, ways: int = 5, shots: int = 1,
@@ -101,8 +110,9 @@ class FewShot:
             support (task, time, sample, neuron...), its labels (task, sample), query and labels.
 
         Raises:
-            Invalid: an unknown part, or as `draw`.
+            Invalid: an unknown part, a count that is no integer from 1 on, or as `draw`.
         """
+        check_count("count", count)
         if part not in self.parts:
             raise Invalid(part, f"expected one of {', '.join(self.parts)}, got {part!r}", "Pick")
         drawn = [draw(self.parts[part], rng, ways, shots, queries) for _ in range(count)]
@@ -117,6 +127,67 @@ class FewShot:
         """(time, sample, neuron...) of recordings (sample, slot), slots along the last axis."""
         found = [self.recordings[rows[:, slot]] for slot in range(rows.shape[1])]
         return np.swapaxes(np.concatenate(found, axis=-1), 0, 1)
+
+
+def check_part(name: str, part: Part, count: int) -> None:
+    """Refuse a part from which no episode can be drawn as the module promises.
+
+    Args:
+        name: of the part. count: of recordings; rows are 0 .. count - 1.
+
+    Raises:
+        Invalid: a class without slots, with fewer or more than the first, or with a pool that is
+            not there; a row that is no integer in range; a row twice, in one pool or in two.
+    """
+    size = None
+    for own, pools in part.slots.items():
+        given = len(pools) if isinstance(pools, (tuple, list)) else 0
+        size = given if size is None else size
+        if not given or given != size:
+            raise Invalid(
+                f"{name}, class {own!r}", f"expected {size or 1} names of pools in a tuple, as "
+                f"many as in every class, got {pools!r}", "Give all classes as many slots",
+            )  # fmt: skip
+        for pool in pools:
+            if pool not in part.pools:
+                raise Invalid(
+                    f"{name}, class {own!r}", f"expected pools of the part, {_some(part.pools)}, "
+                    f"got {pool!r}", "Add the pool, or rename the slot",
+                )  # fmt: skip
+    _check_rows(name, part, count)
+
+
+def _check_rows(name: str, part: Part, count: int) -> None:
+    owner: dict[int, Name] = {}
+    for pool, rows in part.pools.items():
+        for row in rows:
+            if not isinstance(row, Integral) or isinstance(row, bool) or not 0 <= row < count:
+                raise Invalid(
+                    f"{name}, pool {pool!r}", f"expected recordings in 0..{count - 1}, got {row!r}",
+                    "Number them as rows of `recordings`",
+                )  # fmt: skip
+            if row in owner:
+                raise Invalid(
+                    f"{name}, pool {pool!r}", f"expected each recording once in a part, got "
+                    f"{row} again, after pool {owner[int(row)]!r}", "Remove it from one: it would "
+                    "be in support and query of an episode",
+                )  # fmt: skip
+            owner[int(row)] = pool
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Refuse what is no integer from `least` on.
+
+    Raises:
+        Invalid: names it.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise Invalid(name, f"expected an integer from {least} on, got {value!r}", "Correct it")
+
+
+def _some(names: Mapping[Name, Any]) -> str:
+    """A few of the names, for a message."""
+    return ", ".join([repr(n) for n in names][:5]) + (", ..." if len(names) > 5 else "")
 
 
 def check_disjoint(parts: Mapping[str, Part]) -> None:
@@ -144,14 +215,15 @@ def draw(
     """One episode.
 
     Args:
+        part: of a `FewShot`, which has checked it.
         ways, shots, queries: N classes, K support and Q query samples a class.
 
     Raises:
-        Invalid: a number below 1, fewer classes (in every group) than ways, or a pool with fewer
-            recordings than shots + queries.
+        Invalid: a number that is no integer from 1 on, fewer classes (in every group) than ways, or
+            a pool with fewer recordings than shots + queries.
     """
-    if min(ways, shots, queries) < 1:
-        raise Invalid("draw", f"expected numbers from 1 on, got {ways}, {shots}, {queries}", "Mend")
+    for name, value in (("ways", ways), ("shots", shots), ("queries", queries)):
+        check_count(name, value)
     classes = _classes(part, rng, ways)
     needed = dict.fromkeys(pool for c in classes for pool in part.slots[c])
     halves = {name: _halves(part, name, rng, shots, queries) for name in needed}
@@ -201,19 +273,24 @@ def _halves(
 
 
 def shares(
-    items: Sequence[Any], sizes: Sequence[float], rng: np.random.Generator
+    items: Sequence[Any], sizes: Sequence[float], rng: np.random.Generator, what: str = "shares"
 ) -> list[list[Any]]:
     """Items dealt at random in proportion to `sizes`, none left out; each share in their order.
 
+    Args:
+        what: the items are, for the message.
+
     Raises:
-        Invalid: a share that would be empty.
+        Invalid: a size that is no number above 0, or a share that would be empty.
     """
+    if not all(isinstance(size, Real) and 0 < size < np.inf for size in sizes) or not len(sizes):
+        raise Invalid("sizes", f"expected numbers above 0, got {sizes!r}", "Correct them")
     order = rng.permutation(len(items))
     ends = np.round(np.cumsum(sizes) / np.sum(sizes) * len(items)).astype(int)
     parts = np.split(order, ends[:-1])
     if any(len(part) == 0 for part in parts):
         raise Invalid(
-            "shares", f"expected something for each of {tuple(sizes)}, got {len(items)} items",
+            what, f"expected something for each of {tuple(sizes)}, got {len(items)} items",
             "Use more data or fewer parts",
         )  # fmt: skip
     return [[items[i] for i in sorted(part)] for part in parts]

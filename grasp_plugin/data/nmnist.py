@@ -177,6 +177,19 @@ def _decode(content: bytes, number: int, label: int, culprit: str) -> Recording:
     return Recording(number, label, x, y, (raw[:, 2] >> 7).astype(np.uint8), t_us)
 
 
+def bins(t_us: Array, dt_s: float) -> Array:
+    """The frame k of each event, int64 (event), with k dt <= t < (k + 1) dt.
+
+    An event at an edge is in the frame that begins there: one that lies within 1e-9 dt below an
+    edge is taken to lie on it, since dt and the quotient are rounded.
+
+    Args:
+        t_us: (event), in us. dt_s: length of a frame, in s.
+    """
+    frame: Array = np.floor(t_us / (1e6 * dt_s) + 1e-9).astype(np.int64)
+    return frame
+
+
 def to_frames(
     recording: Recording,
     steps: int | None = None,
@@ -227,9 +240,8 @@ def to_frames(
         )
     if pool < 1 or SIZE % pool:
         raise Invalid("to_frames", f"expected pool to divide {SIZE}, got {pool}", "Pass 1, 2 or 17")
-    step_us = 1e6 * (dt_s if dt_s is not None else duration_s / count)
     side = SIZE // pool
-    frame = np.floor(recording.t_us / step_us).astype(np.int64)
+    frame = bins(recording.t_us, dt_s if dt_s is not None else duration_s / count)
     keep = frame < count
     index = (frame[keep], recording.p[keep], recording.y[keep] // pool, recording.x[keep] // pool)
     counts = np.zeros((count, 2, side, side), np.int32)

@@ -17,11 +17,12 @@ import os
 import re
 import zipfile
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from grasp_plugin.data.episodes import PARTS, Array, FewShot, Part, shares
+from grasp_plugin.data.episodes import PARTS, Array, FewShot, Part, check_count, shares
 from grasp_plugin.errors import Invalid, Refused
 
 SIZE = 105
@@ -49,19 +50,27 @@ def load_omniglot(
         shares_of: sizes of train, valid and test. seed: of the split.
 
     Raises:
-        Invalid: no such file, no drawings in it, a damaged file, an argument out of range.
+        Invalid: no such file, no drawings in it, a drawing twice (as where images_background and
+            images_background_small1 lie side by side), a damaged file, an argument out of range.
         Refused: Pillow is not installed.
     """
-    if steps < 1 or side < 1 or SIZE % side or not 0 < gain < np.inf:
+    check_count("steps", steps)
+    check_count("side", side)
+    if SIZE % side or not 0 < gain < np.inf:
         raise Invalid(
-            "load_omniglot", f"expected steps >= 1, a side that divides {SIZE} and gain > 0, got "
-            f"{steps}, {side}, {gain}", "Pass side 5, 7, 15, 21 or 35",
+            "load_omniglot", f"expected a side that divides {SIZE} and gain > 0, got {side}, "
+            f"{gain}", "Pass side 5, 7, 15, 21 or 35",
         )  # fmt: skip
+    if len(shares_of) != len(PARTS):
+        raise Invalid(
+            "shares_of", f"expected sizes of {', '.join(PARTS)}, got {shares_of!r}", "Pass three"
+        )
     names, images = _read(Path(source))
     rng = np.random.default_rng(seed)
     classes = list(dict.fromkeys((alphabet, character) for alphabet, character, _ in names))
     grouped = list(dict.fromkeys(a for a, _ in classes)) if by_alphabet else classes
-    own = [set(share) for share in shares(grouped, shares_of, rng)]
+    what = "alphabets" if by_alphabet else "characters"
+    own = [set(share) for share in shares(grouped, shares_of, rng, what)]
     parts = {}
     for part, mine in zip(PARTS, own, strict=True):
         chosen = [c for c in classes if (c[0] if by_alphabet else c) in mine]
@@ -102,6 +111,13 @@ def _decoded(
     matched = sorted((m.groups(), m.string) for m in map(_NAME.match, found) if m)
     if not matched:
         raise Invalid(str(path), "expected <alphabet>/<character>/<id>.png, got none", WHERE)
+    for (key, one), (again, two) in pairwise(matched):
+        if key == again:
+            raise Invalid(
+                str(path), f"expected each drawing once, got {key[2]} of {key[0]}/{key[1]} as "
+                f"{one} and as {two}", "Remove one of the two folders: images_background_small1 "
+                "and 2 are parts of images_background",
+            )  # fmt: skip
     images = np.stack([_ink(read(name), f"{path}, {name}") for _, name in matched])
     return [(key[0], key[1], key[2]) for key, _ in matched], images
 

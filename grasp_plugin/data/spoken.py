@@ -7,7 +7,7 @@ in the test part is the voice, and with `digits` the words too. Spikes are those
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -28,16 +28,18 @@ def load_spoken(
 
     Args:
         source: as `load_fsdd`.
-        speakers: by part ("train", "valid", "test"), who is in it; nobody is in two.
-        digits: by part, which digits; None: all ten in each.
+        speakers: by part ("train", "valid", "test"), a list of who is in it; nobody is in two.
+        digits: by part, a list of which digits, for every part of `speakers`; None: all ten in
+            each.
         steps, bands: as `to_spikes`: (recording, steps, 2 bands).
 
     Raises:
-        Invalid: as `load_fsdd`; an unknown part, a speaker in two parts, or one without recordings.
+        Invalid: as `load_fsdd`; an unknown part, no part, or one without a list of speakers or of
+            digits; a speaker in two parts, or one without recordings.
     """
-    for part in (*speakers, *(digits or {})):
-        if part not in PARTS:
-            raise Invalid(part, f"expected one of {', '.join(PARTS)}, got {part!r}", "Rename it")
+    _check_lists("speakers", speakers, ())
+    if digits is not None:
+        _check_lists("digits", digits, tuple(speakers))
     everyone = [name for group in speakers.values() for name in group]
     if len(set(everyone)) < len(everyone):
         raise Invalid("speakers", f"expected each in one part, got {everyone}", "Remove one")
@@ -59,3 +61,22 @@ def load_spoken(
                            {c: c[0] for c in own})  # fmt: skip
     spikes = np.stack([to_spikes(one, steps=steps, bands=bands) for one in recordings])
     return FewShot(spikes, parts)
+
+
+def _check_lists(name: str, given: Mapping[str, Collection[object]], needed: Sequence[str]) -> None:
+    """Refuse what is not a list by part, for all `needed` parts and for one or more."""
+    missing = [part for part in needed if part not in given]
+    if missing or not given:
+        wanted = missing[0] if missing else f"some of {', '.join(PARTS)}"
+        raise Invalid(
+            name, f"expected a list for {wanted}, got lists for {', '.join(given) or 'no part'}",
+            "Add it",
+        )  # fmt: skip
+    for part, items in given.items():
+        if part not in PARTS:
+            raise Invalid(part, f"expected one of {', '.join(PARTS)}, got {part!r}", "Rename it")
+        if isinstance(items, (str, bytes)) or not isinstance(items, Collection) or not len(items):
+            raise Invalid(
+                f"{name}, {part}", f"expected a list of one or more, got {items!r}",
+                "Pass a list, of one if need be",
+            )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -28,14 +29,16 @@ class Soel(ThreeFactor):
 
     B is the size of the batch, whose 1/B the loss of a mean has put into E, so that a sample
     triggers alone as it does in a batch. At th = 0, with the loss at the last step alone, dW is the
-    step of gradient descent in the last layer's weights, to the last bit of rounding.
+    step of gradient descent in the last layer's weights, up to rounding, for a last layer that does
+    not spike, or whose reset and adaptive threshold are detached: the trace leaves out that a
+    weight also moves the layer's earlier spikes.
 
     Args:
         th  error_threshold  -  (), of the error of one sample
         and those of `ThreeFactor`
 
     Raises:
-        Invalid: a threshold that is negative or not finite.
+        Invalid: a threshold that is no number, negative or not finite.
 
     References:
         Stewart & Neftci, NCE 2(4) 044002, 2022; nmi-lab/snn_maml plasticity_rules.py:198-295
@@ -49,16 +52,18 @@ class Soel(ThreeFactor):
     error_threshold: float = 0.05
 
     def __post_init__(self) -> None:
-        if not 0 <= self.error_threshold < np.inf:
-            raise Invalid(
-                "Soel", f"expected error_threshold >= 0, got {self.error_threshold}", "Raise it"
-            )
+        _check_number("Soel", "error_threshold", self.error_threshold)
 
     def error(self, factors: Factors) -> Array:
         """E~ (batch, N_o)."""
         error = super().error(factors)
         fires = abs(error) * error.shape[0] > self.error_threshold
         return error * array_namespace(error).astype(fires, error.dtype)
+
+
+def _check_number(culprit: str, name: str, value: float) -> None:
+    if not isinstance(value, Real) or not 0 <= value < np.inf:
+        raise Invalid(culprit, f"expected {name} >= 0, got {value!r}", "Pass a finite number")
 
 
 def soel_for(
@@ -69,6 +74,7 @@ def soel_for(
     error_threshold: float = 0.05,
     loss: Loss | None = None,
     transforms: tuple[Transform, ...] = (),
+    bias: bool = True,
 ) -> Learning:
     """A frozen body with a plastic head: the projections and biases into the output learn by SOEL.
 
@@ -79,11 +85,14 @@ def soel_for(
         error_threshold: th.
         loss: None: cross-entropy of the output (a membrane, or spikes).
         transforms: behind the rule of every projection, e.g. (GRASP(...),); not of biases.
+        bias: False: the biases into the output keep their values.
 
     Raises:
-        Invalid: the network has not one output of `classes` neurons.
+        Invalid: the network has not one output of `classes` neurons, or a learning rate or
+            threshold that is no number, negative or not finite.
         Refused: as `exact_trace`.
     """
+    _check_number("soel_for", "learning_rate", learning_rate)
     top = network[output_of(network, classes)]
     surrogate = FastSigmoid(10.0) if top.spiking else None
     rule = Soel(
@@ -91,7 +100,8 @@ def soel_for(
     )
     head: Rule = Plan(rule, transforms) if transforms else rule
     plans: dict[str, Rule] = {k.name: head for k in network.into(top.name)}
-    plans |= {b.name: rule for b in network.biases if b.target == top.name}
+    if bias:
+        plans |= {b.name: rule for b in network.biases if b.target == top.name}
     signal = Backpropagation(loss or CrossEntropy(), FastSigmoid(10.0))
     return Learning(plans, {top.name: signal}, classes, top.name)
 
@@ -101,32 +111,50 @@ def learning_of(
 ) -> Learning:
     """`soel_for` as the hints of a meta-trained network ask for it.
 
+    A `Learning` says nothing of how often the samples are shown, so `meta.inner_steps` is left to
+    the caller, with `last_steps` as the mask of each `session.learn`:
+
+        meta-trained one by one    inner_steps passes through the support set, one sample a call
+        meta-trained on a batch    inner_steps calls with the whole support set, where the back end
+                                   takes a batch; eta is then that of the mean over the batch
+
+    Either is what meta-training by `learning.meta.Gradient` did, at th = 0 and a head as `Soel` has
+    it; showing each sample inner_steps times in a row is neither.
+
     Args:
-        network: discretised from the graph that `meta` was read from, float or quantised.
-        classes: of the new task, the network's outputs.
+        network: float, discretised from the graph that `meta` was read from. What is returned is
+            for its integers too, `quantise(network, plastic=list(learning.plans))`.
+        classes: of the new task, the network's outputs; as many as `meta.ways`.
         transforms: as `soel_for`.
 
     Raises:
         Refused: what is plastic is not the head alone, or a step size for each synapse.
-        Invalid: as `MetaHints.rate_of` and `soel_for`.
+        Invalid: other classes than ways; as `MetaHints.rate_of` and `soel_for`.
     """
+    if meta.ways != classes:
+        raise Invalid(
+            "classes", f"expected the {meta.ways} ways of meta-training, got {classes}", "Pass "
+            "classes=meta.ways, or soel_for(...) to use the network for another number",
+        )  # fmt: skip
     rates = meta.rate_of(network)
-    threshold = float(meta.rule_parameters.get("error_threshold", 0.0))
-    eta = next(iter(rates.values()))
-    learning = soel_for(network, classes, 0.0, error_threshold=threshold, transforms=transforms)
-    own = {name for name in learning.plans if name in {k.name for k in network.projections}}
+    own = {k.name for k in network.into(output_of(network, classes))}
     if set(rates) != own:
         raise Refused(
             ", ".join(sorted(set(rates) ^ own)), f"expected the projections into the output to be "
             f"plastic and no other, {sorted(own)}, got {sorted(rates)}",
             "Adapt the head alone (ANIL), or give plans to build(network, plans=...) yourself",
         )  # fmt: skip
+    eta = next(iter(rates.values()))
     if any(np.ndim(rate) or rate != eta for rate in rates.values()):
         raise Refused(
             next(iter(rates)), "expected one step size for the head, got one for each synapse or "
             "several", "Learn one (MAML(learn='parameter'))",
         )  # fmt: skip
-    return soel_for(network, classes, float(eta), error_threshold=threshold, transforms=transforms)
+    threshold = float(meta.rule_parameters.get("error_threshold", 0.0))
+    return soel_for(
+        network, classes, float(eta), error_threshold=threshold, transforms=transforms,
+        bias=meta.bias,
+    )  # fmt: skip
 
 
 def last_steps(steps: int, window: int | None = None) -> Array:

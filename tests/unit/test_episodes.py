@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import zipfile
 from itertools import combinations
 from pathlib import Path
@@ -11,16 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from few_shot_cases import DATA, drawings
 
 from grasp_plugin.data.double_nmnist import frames, load_double_nmnist
 from grasp_plugin.data.episodes import FewShot, Part, check_disjoint, draw, shares
-from grasp_plugin.data.nmnist import Recording, load_nmnist
+from grasp_plugin.data.nmnist import Recording, bins, load_nmnist, to_frames
 from grasp_plugin.data.omniglot import SIZE, ink_spikes, load_omniglot
 from grasp_plugin.data.spoken import load_spoken
 from grasp_plugin.errors import Invalid
 from grasp_plugin.learning.meta import Tasks
-
-DATA = Path(__file__).resolve().parents[2] / "examples" / "data"
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +82,39 @@ def test_frames_by_hand() -> None:
         frames([one], steps=3, side=35)
 
 
+def test_events_at_edges_are_in_the_frame_that_begins_there() -> None:
+    """As `to_frames` has them, and as integers say, for any length and number of frames."""
+    us = np.arange(30) * 10_000
+    zero = np.zeros(30, np.uint8)
+    one = Recording(1, 0, zero, zero, zero, us)
+    assert frames([one], steps=30, side=1)[0, :, 0, 0, 0].tolist() == [1] * 30
+    for duration_us, steps in ((300_000, 7), (7_000, 25), (100_000, 70), (313_320, 33)):
+        edges = [-(-k * duration_us // steps) for k in range(steps)]  # rounded up
+        t = np.unique([*edges, *(max(0, e - 1) for e in edges)])
+        assert np.array_equal(bins(t, duration_us / 1e6 / steps), t * steps // duration_us)
+
+
+@pytest.mark.parametrize("steps", [20, 30])
+def test_frames_are_those_of_to_frames(steps: int) -> None:
+    recordings = load_nmnist(DATA / "nmnist_subset.zip")[:40]
+    for side in (34, 17):
+        wanted = [to_frames(r, steps=steps, pool=34 // side, least=2) for r in recordings]
+        assert np.array_equal(frames(recordings, steps, side, least=2), np.stack(wanted))
+
+
+def test_classes_that_draw_twice_from_a_pool_share_nothing_with_the_query() -> None:
+    """Double N-MNIST's "33": support and query are apart, though a sample may be one twice."""
+    slots = {a + b: (a, b) for a in "345" for b in "345"}
+    part = Part(slots, {"3": (0, 1, 2), "4": (3, 4, 5, 6), "5": (7, 8, 9)})
+    source = FewShot(np.zeros((10, 2, 3)), {"train": part})
+    rng, twice = np.random.default_rng(0), 0
+    for _ in range(200):
+        e = draw(source.parts["train"], rng, 5, 1, 2)
+        assert not set(e.support.ravel()) & set(e.query.ravel())
+        twice += int((e.query[:, 0] == e.query[:, 1]).sum())
+    assert twice > 0
+
+
 def test_the_same_seed_gives_the_same_split_and_episodes(double: FewShot) -> None:
     again = load_double_nmnist(DATA / "nmnist_subset.zip", steps=4, side=3)
     other = load_double_nmnist(DATA / "nmnist_subset.zip", steps=4, side=3, seed=1)
@@ -124,30 +155,18 @@ def test_what_draw_and_shares_refuse() -> None:
     for arguments, message in (
         ((2, 1, 1), "expected 2 classes or more, got 1"),
         ((1, 1, 2), r"pool p: expected 1 \+ 2 recordings"),
-        ((0, 1, 1), "numbers from 1 on"),
+        ((0, 1, 1), "ways: expected an integer from 1 on, got 0"),
     ):
         with pytest.raises(Invalid, match=message):
             draw(part, rng, *arguments)
-    with pytest.raises(Invalid, match="something for each"):
+    with pytest.raises(Invalid, match="shares: expected something for each"):
         shares([1], (1, 1), rng)
+    wrong: Any = ((1, -1), (1, np.nan), (1, "1"), ())
+    for sizes in wrong:
+        with pytest.raises(Invalid, match="sizes: expected numbers above 0"):
+            shares([1, 2, 3], sizes, rng)
     with pytest.raises(Invalid, match="expected one of train"):
         FewShot(np.zeros((2, 2, 3)), {"train": part}).batch("valid", rng, 1)
-
-
-def drawings(path: Path, alphabets: int = 4, characters: int = 3, each: int = 4) -> Path:
-    """A zip in Omniglot's layout, with random ink."""
-    image = pytest.importorskip("PIL.Image")
-    rng = np.random.default_rng(0)
-    with zipfile.ZipFile(path, "w") as archive:
-        for a in range(alphabets):
-            for c in range(characters):
-                for k in range(each):
-                    ink = (rng.random((SIZE, SIZE)) < 0.5).astype(np.uint8) * 255
-                    out = io.BytesIO()
-                    image.fromarray(ink).save(out, "PNG")
-                    archive.writestr(f"im/Abc{a}/character{c:02}/{a}{c:03}_{k:02}.png",
-                                     out.getvalue())  # fmt: skip
-    return path
 
 
 @pytest.mark.parametrize("by_alphabet", [False, True])

@@ -14,7 +14,9 @@ from grasp_plugin.errors import Refused
 from grasp_plugin.learning.meta import (
     MAML,
     Gradient,
+    anil,
     assert_twice_differentiable,
+    boil,
     smooth_twin,
     spike,
 )
@@ -137,8 +139,8 @@ def test_m3_spiking_second_order_is_g_minus_a_h_g(mapped: bool) -> None:
     first = cases.meta_gradient(MAML(model, step_size=a, mapped=mapped, order=1), given)
     wanted, g = [], []
     for task in given:
-        theta, h_of = support_hessian(model, task)
-        outer = query_gradient(model, theta, task, a)
+        _, h_of = support_hessian(model, task)
+        outer = query_gradient(model, None, task, a)
         g.append(outer)
         wanted.append(outer - a * h_of(outer))
     assert (second - torch.stack(wanted).mean(0)).abs().max() < 1e-10
@@ -156,13 +158,19 @@ def support_hessian(model: Any, task: Any) -> tuple[list[Tensor], Any]:
     )
 
 
-def query_gradient(model: Any, theta: list[Tensor], task: Any, a: float) -> Tensor:
-    """grad_phi of the query loss at phi = theta - a grad, by changing a copy's parameters."""
-    inner = torch.autograd.grad(functional.cross_entropy(model(task[0]), task[1]), theta)
+def query_gradient(model: Any, names: Any, task: Any, a: float) -> Tensor:
+    """grad_phi of the query loss at phi = theta - a grad, by changing a copy's parameters.
+
+    names: what adapts; None: all.
+    """
+    loss = functional.cross_entropy(model(task[0]), task[1])
+    inner = torch.autograd.grad(loss, list(model.parameters()))
     copy = cases.model()
     with torch.no_grad():
-        for own, begun, step in zip(copy.parameters(), theta, inner, strict=True):
-            own.copy_(begun - a * step)
+        for (name, own), begun, step in zip(
+            copy.named_parameters(), model.parameters(), inner, strict=True
+        ):
+            own.copy_(begun - a * step if names is None or name in names else begun)
     loss = functional.cross_entropy(copy(task[2]), task[3])
     return cases.flat(torch.autograd.grad(loss, list(copy.parameters())))
 
@@ -209,13 +217,27 @@ def test_step_size_gradient_is_minus_g_dot_g(order: int) -> None:
     task = next(iter(given))
     theta = list(model.parameters())
     inner = torch.autograd.grad(functional.cross_entropy(model(task[0]), task[1]), theta)
-    outer = query_gradient(model, theta, task, 0.4)
+    outer = query_gradient(model, None, task, 0.4)
     assert len(names) == len(found)
     assert (cases.flat(found) + outer * cases.flat(inner)).abs().max() < 1e-12
     one = MAML(model, step_size=0.4, learn="parameter", order=order)
     (sums,) = [torch.autograd.grad(one(given), list(one.step_sizes().values()))]
     for total, entries in zip(sums, found, strict=True):
         assert abs(total - entries.sum()) < 1e-12
+
+
+def test_m5_every_way_in_is_guarded_in_every_order() -> None:
+    """`adapt` at order 2 too, and a learner whose order is raised after it was used at order 1."""
+    bad, given = snntorch_surrogate("triangular"), cases.tasks()
+    x, y, *_ = next(iter(given))
+    maml = MAML(cases.model(spikes=bad), order=1)
+    maml.adapt(x, y)
+    assert torch.isfinite(maml(given))
+    with pytest.raises(Refused, match="spike: expected a surrogate that can be"):
+        maml.adapt(x, y, order=2)
+    maml.order = 2
+    with pytest.raises(Refused, match="spike: expected a surrogate that can be"):
+        maml(given)
 
 
 def test_m5_a_model_with_an_untested_or_bad_surrogate_is_refused_for_second_order() -> None:
@@ -266,3 +288,84 @@ def test_one_by_one_is_a_step_for_each_sample() -> None:
     assert (gradients[0] - gradients[1]).abs().max() < 1e-13
     first = MAML(model, inner=Gradient(one_by_one=True), step_size=0.2, order=1)
     assert (gradients[0] - cases.meta_gradient(first, given)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("part", [anil, boil])
+def test_mapped_is_the_loop_where_a_part_adapts(part: Any, order: int) -> None:
+    """ANIL and BOIL: to 1e-13; at first order the gradient of all is g, to 1e-12."""
+    model, given, a = cases.model(), cases.tasks(), 0.4
+    names = part(model, ["head"])
+    loop, mapped = (
+        cases.meta_gradient(
+            MAML(model, adapt=names, step_size=a, order=order, mapped=m, steps=2), given
+        )
+        for m in (False, True)
+    )
+    assert (loop - mapped).abs().max() < 1e-13
+    one = cases.meta_gradient(
+        MAML(model, adapt=names, step_size=a, order=order, mapped=True), given
+    )
+    g = torch.stack([query_gradient(model, names, task, a) for task in given]).mean(0)
+    off = (one - g).abs().max()
+    assert off < 1e-12 if order == 1 else off > 1e-4
+
+
+def test_a_frozen_parameter_leaves_the_others_at_second_order() -> None:
+    """Mapped = loop, whichever parameter has no requires_grad; it adapts in a task all the same."""
+    given = cases.tasks()
+    x, y, *_ = next(iter(given))
+    for frozen in dict(cases.model().named_parameters()):
+        model = cases.model()
+        model.get_parameter(frozen).requires_grad_(False)
+        free = [p for p in model.parameters() if p.requires_grad]
+        grads = {
+            (order, mapped): cases.flat(torch.autograd.grad(
+                MAML(model, steps=2, step_size=0.4, order=order, mapped=mapped)(given), free
+            ))
+            for order in (1, 2) for mapped in (False, True)
+        }  # fmt: skip
+        for order in (1, 2):
+            assert (grads[order, False] - grads[order, True]).abs().max() < 1e-13
+        assert (grads[2, False] - grads[1, False]).abs().max() > 1e-3
+        phi = MAML(model, step_size=0.4).adapt(x, y)
+        assert (phi[frozen] - model.get_parameter(frozen)).abs().max() > 1e-6
+
+
+def squared(logits: Tensor, y: Tensor) -> Tensor:
+    return ((logits - torch.eye(cases.WAYS, dtype=logits.dtype)[y]) ** 2).mean()
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_an_inner_gradient_without_a_loss_takes_the_learner_s(mapped: bool) -> None:
+    """Its own where it has one; alone it is cross-entropy."""
+    model, given = cases.model(), cases.tasks()
+    x, y, *_ = next(iter(given))
+
+    def adapted(loss: Any, inner: Any) -> Tensor:
+        maml = MAML(model, loss=loss, inner=inner, step_size=0.2, mapped=mapped)
+        assert torch.isfinite(maml(given))
+        return cases.flat(maml.adapt(x, y).values())
+
+    entropy = functional.cross_entropy
+    by = {loss: adapted(loss, Gradient(loss, mapped)) for loss in (squared, entropy)}
+    assert (by[squared] - by[entropy]).abs().max() > 1e-3
+    for loss in (squared, entropy):
+        assert torch.equal(adapted(loss, None), by[loss])
+        assert torch.equal(adapted(loss, Gradient()), by[loss])
+        assert torch.equal(adapted(loss, Gradient(squared)), by[squared])
+    theta = {name: p.detach() for name, p in model.named_parameters()}
+    sizes = dict.fromkeys(theta, torch.tensor(0.2, dtype=torch.float64))
+    alone = Gradient(mapped=mapped).step(MAML(model).logits, theta, sizes, x, y, 1)
+    assert (cases.flat(alone.values()) - by[entropy]).abs().max() < 1e-14
+
+
+def test_a_gradient_is_mapped_where_its_learner_is() -> None:
+    model, given = cases.model(), cases.tasks()
+    options: Any = {"step_size": 0.3, "learn": "parameter"}
+    learners = [
+        MAML(model, inner=Gradient(mapped=inner, one_by_one=True), mapped=outer, **options)
+        for inner in (False, True) for outer in (False, True)
+    ]  # fmt: skip
+    first, *others = (cases.meta_gradient(maml, given) for maml in learners)
+    assert all((first - other).abs().max() < 1e-13 for other in others)

@@ -134,11 +134,78 @@ def test_m8_stochastic_rounding_is_unbiased_and_grids_hold_2_to_the_w_values(wor
     assert torch.equal(slope, (~beyond).double())
 
 
+LOW = [(torch.float32, 16), (torch.float16, 8), (torch.bfloat16, 8)]
+
+
+@pytest.mark.parametrize(("dtype", "word"), LOW)
+def test_m8_rounding_leaves_what_is_on_the_grid_and_is_unbiased_in_low_precision(
+    dtype: torch.dtype, word: int
+) -> None:
+    """All 2^w values stay in any draw; the mean is x, between the last two and close above 0."""
+    torch.manual_seed(0)
+    for rounding in ("nearest", "stochastic"):
+        grid = Grid(word, word - 1, rounding=rounding)
+        values = torch.arange(-(2 ** (word - 1)), 2 ** (word - 1), dtype=torch.float64) * grid.step
+        on = values.to(dtype)
+        assert torch.equal(on.double(), values)
+        assert all(torch.equal(grid(on), on) for _ in range(20))
+    for low, share in ((float(values[-2]), 0.5), (0.0, 2.0**-10)):
+        x = torch.full((100_000,), low + share * grid.step, dtype=dtype)
+        assert float(x[0]) == low + share * grid.step
+        up = (grid(x).double() - low) / grid.step
+        assert set(up.tolist()) == {0.0, 1.0}
+        assert abs(float(up.mean()) - share) < 4.5 * (share * (1 - share) / len(x)) ** 0.5
+
+
+def test_m8_the_outer_grid_is_of_all_and_the_inner_one_of_what_adapts() -> None:
+    """One grid for all parameters, or by name; frozen ones are rounded once, at the start."""
+    model, given = cases.model(), cases.tasks()
+    x, y, *_ = next(iter(given))
+    theta, head = copied(model), anil(model, ["head"])
+    coarse, fine = Grid(4, 3, scale=2.0), Grid(8, 7, scale=2.0)
+
+    def on(value: Tensor, grid: Grid) -> bool:
+        return torch.equal(value, grid(value))
+
+    assert not any(on(value, fine) for value in theta.values())
+    options: Any = {"adapt": head, "step_size": 0.4, "steps": 2}
+    maml = MAML(model, outer_grid=coarse, inner_grid=fine, **options)
+    begun, after = maml.initial(), maml.adapt(x, y)
+    for name in theta:
+        assert torch.equal(begun[name], coarse(theta[name]))
+        assert on(after[name], fine)
+        assert torch.equal(after[name], begun[name]) == (name not in head)
+    named = {"body.weight": coarse, "head.weight": coarse}
+    by_name = MAML(model, outer_grid=named, inner_grid=named, **options)
+    begun, after = by_name.initial(), by_name.adapt(x, y)
+    for name in theta:
+        wanted = coarse(theta[name]) if name in named else theta[name]
+        assert torch.equal(begun[name], wanted)
+        assert on(after[name], coarse) == (name in named)
+    inner = MAML(model, inner_grid=coarse, **options).adapt(x, y)
+    assert all(torch.equal(inner[name], theta[name]) == (name not in head) for name in theta)
+    gradient = cases.meta_gradient(maml, given)
+    mapped = MAML(model, outer_grid=coarse, inner_grid=fine, mapped=True, **options)
+    assert (gradient - cases.meta_gradient(mapped, given)).abs().max() < 1e-12
+    assert gradient[: model.body.weight.numel()].abs().max() > 1e-6  # straight through
+
+
+def test_stochastic_rounding_draws_for_every_task_when_mapped() -> None:
+    model, given = cases.model(), cases.tasks()
+    grid = Grid(3, 2, scale=2.0, rounding="stochastic")
+    torch.manual_seed(0)
+    both = Tasks(*(v[:1].expand(64, *v.shape[1:]) for v in
+                   (given.support_x, given.support_y, given.query_x, given.query_y)))  # fmt: skip
+    maml = MAML(model, outer_grid=grid, mapped=True, order=1)
+    assert len(torch.unique(maml.evaluate(both, 0))) > 1  # the same task, other parameters
+
+
 def test_grid_of_and_what_grids_refuse() -> None:
     weight = torch.tensor([0.1, -0.1, 0.1])
     assert grid_of(8, weight) == Grid(8, 7, 0.5)
     for wrong in (lambda: Grid(1, 1), lambda: Grid(8, 7, 0.0), lambda: Grid(8, 7, 1.0, "up"),
-                  lambda: grid_of(8, weight * 0)):  # fmt: skip
+                  lambda: Grid(2.5, 1), lambda: Grid(4, 1.5),  # type: ignore[arg-type]
+                  lambda: Grid(8, 7, float("nan")), lambda: grid_of(8, weight * 0)):  # fmt: skip
         with pytest.raises(Invalid):
             wrong()
 

@@ -1,18 +1,20 @@
-"""SOEL (M10), plans as inner steps of MAML, and what a meta-trained network says in NIR."""
+"""SOEL (M10), and plans as inner steps of MAML."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
 
 import meta_cases as cases
+import nir
 import numpy as np
 import pytest
 import torch
+from few_shot_cases import discretised, with_biases
+from torch import Tensor
 from torch.nn import functional
 
 from grasp_plugin import build
-from grasp_plugin.adapters import read_nir, write_nir
 from grasp_plugin.errors import Invalid, Refused
 from grasp_plugin.learning import (
     GRASP,
@@ -25,12 +27,14 @@ from grasp_plugin.learning import (
     soel_for,
 )
 from grasp_plugin.learning.baselines import magnitude
-from grasp_plugin.learning.meta import MAML, Gradient, Stack, Tasks
+from grasp_plugin.learning.meta import MAML, Gradient, Stack, Tasks, spike
 from grasp_plugin.learning.soel import last_steps, learning_of
 from grasp_plugin.learning.traces import Exponential
 from grasp_plugin.network.discretise import discretise
-from grasp_plugin.network.meta_hints import MetaHints, read_meta, write_meta
+from grasp_plugin.network.meta_hints import MetaHints
+from grasp_plugin.network.network import Network
 from grasp_plugin.network.to_nir import to_nir
+from grasp_plugin.neurons.surrogate import FastSigmoid
 from grasp_plugin.training.meta_plan import PlanStep
 
 HEAD = "layer1->layer2"
@@ -91,6 +95,96 @@ def test_m10_at_threshold_zero_it_is_gradient_descent_in_the_head_alone() -> Non
     with build(network, backend="torch", plans=learning) as session:
         session.learn(x.numpy(), y.numpy(), mask=last_steps(len(x)))
         assert np.array_equal(session.weights()[HEAD], network.weights()[HEAD])
+
+
+def spiking_layer() -> Network:
+    """One layer of neurons whose spikes subtract the threshold in the step after."""
+    rng, full = np.random.default_rng(3), np.ones(cases.WAYS)
+    nodes: Any = {
+        "input": nir.Input(np.array([cases.INPUTS])),
+        "w": nir.Linear(rng.uniform(-1, 2, (cases.WAYS, cases.INPUTS))),
+        "out": nir.LIF(0.05 * full, 5 * full, 0 * full, 0.7 * full, v_reset=0 * full),
+        "output": nir.Output(np.array([cases.WAYS])),
+    }
+    graph = nir.NIRGraph(nodes, list(pairwise(nodes)), type_check=False)
+    return discretised(graph)
+
+
+def gradient_step(network: Network, x: Tensor, y: Tensor, detach_reset: bool) -> Any:
+    """Autograd's step of 0.5 on cross-entropy of that layer's last spikes."""
+    (k,), p = network.projections, network["out"]
+    w = torch.tensor(np.asarray(k.weight), requires_grad=True)
+    keep, th = 1 - torch.from_numpy(p.dv), torch.from_numpy(p.v_th)
+    fire, v, s = spike(FastSigmoid(10.0)), torch.zeros(()), torch.zeros(())
+    for now in x:
+        v = keep * v + now @ w.T - th * (s.detach() if detach_reset else s)
+        s = fire(v - th)
+    (g,) = torch.autograd.grad(functional.cross_entropy(s, y), w)
+    return (w - 0.5 * g).detach().numpy(), s.detach().numpy()
+
+
+def test_in_a_spiking_head_it_is_gradient_descent_with_a_detached_reset_alone() -> None:
+    network, (x, y, *_) = spiking_layer(), task()
+    learning = soel_for(network, cases.WAYS, 0.5, error_threshold=0.0)
+    with build(network, backend="torch", plans=learning) as session:
+        spikes = session.run(x.numpy()).spikes["out"]
+        session.learn(x.numpy(), y.numpy(), mask=last_steps(len(x)))
+        (got,) = session.weights().values()
+    detached, last = gradient_step(network, x, y, detach_reset=True)
+    attached, _ = gradient_step(network, x, y, detach_reset=False)
+    assert spikes[:-1].any()  # there are resets
+    assert np.array_equal(spikes[-1], last)
+    assert np.abs(got - detached).max() < 1e-12
+    assert np.abs(got - attached).max() > 1e-4
+
+
+def test_a_head_s_bias_learns_unless_it_is_told_not_to() -> None:
+    network = discretised(with_biases(*SIZES))
+    x, y = task()[0].numpy(), task()[1].numpy()
+    for bias in (True, False):
+        learning = soel_for(network, cases.WAYS, 0.5, error_threshold=0.0, bias=bias)
+        assert set(learning.plans) == ({HEAD, "bias->layer2"} if bias else {HEAD})
+        with build(network, backend="torch", plans=learning) as session:
+            session.learn(x, y, mask=last_steps(len(x)))
+            after = session.learned()
+        moved = {b.target: not np.array_equal(b.value, c.value)
+                 for b, c in zip(network.biases, after.biases, strict=True)}  # fmt: skip
+        assert moved == {"layer2": bias}
+        assert not np.array_equal(after.weights()[HEAD], network.weights()[HEAD])
+    assert set(soel_for(network, cases.WAYS, 0.5).plans) == {HEAD, "bias->layer2"}
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -1.0, "0.1", None])
+def test_step_sizes_and_thresholds_are_numbers_from_zero_on(wrong: Any) -> None:
+    network = stack().network()
+    with pytest.raises(Invalid, match=f"soel_for: expected learning_rate >= 0, got {wrong!r}"):
+        soel_for(network, cases.WAYS, wrong)
+    with pytest.raises(Invalid, match=f"Soel: expected error_threshold >= 0, got {wrong!r}"):
+        soel_for(network, cases.WAYS, 0.1, error_threshold=wrong)
+
+
+def test_inner_steps_are_passes_or_calls_with_a_batch() -> None:
+    """Two inner steps as `learning_of` says to take them; each sample twice in a row is neither."""
+    net, (x, y, *_) = stack(), task()
+    network, mask = net.network(), last_steps(len(x))
+    head = next(name for name in to_nir(network).nodes if name.startswith("w2"))
+    meta = MetaHints("anil", {head: 0.5}, "sgd", inner_steps=2, ways=cases.WAYS)
+    network = discretise(to_nir(network))
+    learning = learning_of(network, meta, cases.WAYS)
+    single = [slice(i, i + 1) for i in range(len(y))]
+    shown = {"one by one": 2 * single, "batch": 2 * [slice(None)],
+             "in a row": [s for s in single for _ in range(2)]}  # fmt: skip
+    got = {}
+    for name, parts in shown.items():
+        with build(network, backend="torch", plans=learning) as session:
+            for part in parts:
+                session.learn(x[:, part].numpy(), y[part].numpy(), mask=mask)
+            got[name] = session.weights()[HEAD]
+    for name, inner in (("one by one", Gradient(one_by_one=True)), ("batch", Gradient())):
+        maml = MAML(net, inner=inner, adapt=["weight_2"], step_size=0.5, steps=2)
+        wanted = maml.adapt(x, y)["weight_2"].detach().numpy()
+        assert np.abs(got[name] - wanted).max() < 1e-12
+        assert np.abs(got["in a row"] - wanted).max() > 1e-4
 
 
 @pytest.mark.parametrize("one_by_one", [False, True])
@@ -174,56 +268,6 @@ def test_grasp_counts_the_writes_of_a_shot() -> None:
         total = meter.read().total
         changed = session.weights()[HEAD] != network.weights()[HEAD]
     assert 0 < changed.sum() <= total.issued <= round(0.25 * 24) * len(y)
-
-
-def test_meta_hints_survive_a_file_and_give_the_learning(tmp_path: Path) -> None:
-    net = stack()
-    graph = to_nir(net.network())
-    (head,) = [n for n in graph.nodes if n.startswith("w2")]
-    meta = MetaHints("anil", {head: 0.125}, "soel", {"error_threshold": 0.05}, ways=3, shots=2)
-    write_meta(graph, meta)
-    write_nir(graph, tmp_path / "meta.nir")
-    again = read_nir(tmp_path / "meta.nir")
-    back = read_meta(again)
-    for name in ("algo", "rule", "order", "inner_steps", "ways", "shots"):
-        assert getattr(back, name) == getattr(meta, name)
-    assert dict(back.plastic) == {head: 0.125}
-    assert dict(back.rule_parameters) == {"error_threshold": 0.05}
-    network = discretise(again)
-    learning = learning_of(network, back, cases.WAYS)
-    (plan,) = learning.plans.values()
-    assert isinstance(plan, Soel)
-    assert (plan.learning_rate, plan.error_threshold) == (0.125, 0.05)
-    x = task()[0].numpy()
-    with build(network, "torch") as one, build(net.network(), "torch") as two:
-        assert np.array_equal(one.run(x).spikes["layer2"], two.run(x).spikes["layer2"])
-
-
-def test_meta_hints_refuse_what_does_not_fit() -> None:
-    graph = to_nir(stack().network())
-    with pytest.raises(Invalid, match="hints of a meta-trained network"):
-        read_meta(graph)
-    for wrong in (
-        {"rule": "ottt"}, {"rule_parameters": {}}, {"ways": 0}, {"plastic": {"w2": np.nan}},
-        {"plastic": {}},
-    ):  # fmt: skip
-        given: Any = {"plastic": {"w2": 0.1}, "rule_parameters": {"error_threshold": 0.0}} | wrong
-        with pytest.raises(Invalid):
-            MetaHints("maml", **given)
-    threshold = {"error_threshold": 0.0}
-    for node, eta in (("layer1", 0.1), ("nothing", 0.1), ("w2", np.ones(2))):
-        with pytest.raises(Invalid, match="expected a node with weights"):
-            write_meta(graph, MetaHints("maml", {node: eta}, rule_parameters=threshold))
-    write_meta(graph, MetaHints("maml", {"w1": 0.1, "w2": 0.1}, rule_parameters=threshold))
-    with pytest.raises(Refused, match="projections into the output"):
-        learning_of(discretise(graph), read_meta(graph), cases.WAYS)
-    entries = to_nir(stack().network())
-    write_meta(entries, MetaHints("maml", {"w2": np.full((3, 8), 0.1)}, rule_parameters=threshold))
-    with pytest.raises(Refused, match="one step size"):
-        learning_of(discretise(entries), read_meta(entries), cases.WAYS)
-    del graph.nodes["w1"].metadata["grasp_plugin"]["plastic"]
-    with pytest.raises(Invalid, match="hints plastic and inner_lr"):
-        read_meta(graph)
 
 
 def test_inner_losses_are_free_and_tasks_move() -> None:

@@ -1,8 +1,9 @@
 """Meta-learning in torch: an initialisation (and step sizes) from which a few shots are enough.
 
 `maml` is the learner, `inner` what an adaptation step is, `grids` fixed-point updates, `tasks` its
-data, `twice` the test that a surrogate can be differentiated twice. Plans as inner steps, over a
-`Network`, are in `training.meta_plan`.
+data, `checks` what is refused of all these, `trial` what a model must be, `twice` the test that a
+surrogate can be differentiated twice. Plans as inner steps, over a `Network`, are in
+`training.meta_plan`.
 """
 
 from grasp_plugin.learning.meta.grids import Grid as Grid

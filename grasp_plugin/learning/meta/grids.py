@@ -1,7 +1,7 @@
 """Fixed-point parameters: rounded forward, straight through backward.
 
     Q(x) = s clip(R(x / (s 2^-f)) 2^-f, -2^(w-1-f), 2^(w-1-f) - 2^-f)
-    R    nearest: ties to even;   stochastic: floor(x + U[0, 1)), of which the mean is x
+    R    nearest: ties to even;   stochastic: floor(x) + [U[0, 1) < x - floor(x)], whose mean is x
     dQ/dx = 1 inside the range, 0 where x saturates
 
 w / f = 16/15, 8/7, 4/3, 2/1 fill [-s, s) with 2^w values; 3/1 fills [-2s, 2s).
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ class Grid:
                                 every task draws its own)
 
     Raises:
-        Invalid: word < 2, fraction < 0, scale <= 0, an unknown rounding.
+        Invalid: word < 2 or fraction < 0 or not whole; scale <= 0; an unknown rounding.
 
     Example:
         >>> Grid(4, 3)(torch.tensor([0.07, 0.3, 2.0, -2.0]))
@@ -52,10 +53,11 @@ class Grid:
     rounding: str = "nearest"
 
     def __post_init__(self) -> None:
-        if self.word < 2 or self.fraction < 0 or not 0 < self.scale < math.inf:
+        whole = all(isinstance(n, Integral) for n in (self.word, self.fraction))
+        if not whole or self.word < 2 or self.fraction < 0 or not 0 < self.scale < math.inf:
             raise Invalid(
-                "Grid", f"expected word >= 2, fraction >= 0 and scale > 0, got {self.word}, "
-                f"{self.fraction}, {self.scale}", "Pass e.g. Grid(8, 7)",
+                "Grid", f"expected whole word >= 2 and fraction >= 0, and scale > 0, got "
+                f"{self.word}, {self.fraction}, {self.scale}", "Pass e.g. Grid(8, 7)",
             )  # fmt: skip
         if self.rounding not in ROUNDINGS:
             raise Invalid(
@@ -74,14 +76,21 @@ class Grid:
         return -top, top - self.step
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Q(x), in x's dtype and shape."""
+        """Q(x), in x's dtype and shape; what is on the grid stays as it is."""
         low, high = self.limits
         scaled = x.detach() / self.step
-        up = torch.rand_like(scaled) if self.rounding == "stochastic" else None
-        whole = torch.round(scaled) if up is None else torch.floor(scaled + up)
+        whole = torch.round(scaled) if self.rounding == "nearest" else _either(scaled)
         value = (whole * self.step).clamp(low, high)
         through = x.clamp(low - self.step / 2, high + self.step / 2)
         return value + (through - through.detach())
+
+
+def _either(scaled: Tensor) -> Tensor:
+    """The whole number below or above, so that the mean is `scaled`; whole numbers stay."""
+    low = torch.floor(scaled)
+    wide = torch.promote_types(scaled.dtype, torch.float32)  # a draw as coarse as x would be biased
+    up = torch.rand_like(scaled, dtype=wide) < scaled - low
+    return low + up.to(scaled.dtype)
 
 
 def grid_of(bits: int, weight: Tensor, *, rounding: str = "nearest", spread: float = 4.0) -> Grid:

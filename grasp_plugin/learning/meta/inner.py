@@ -44,14 +44,14 @@ class Gradient(Inner):
     """Gradient descent on a torch loss of (logits (sample, class), labels (sample,)).
 
     Args:
-        loss: a mean over samples; None: cross-entropy.
+        loss: a mean over samples; None: the learner's in `MAML`, cross-entropy elsewhere.
         mapped: use `torch.func.grad`, which `torch.func.vmap` maps over tasks, in place of
-            `torch.autograd.grad`, which takes any `autograd.Function`.
+            `torch.autograd.grad`, which takes any `autograd.Function`. The step is the same.
         one_by_one: a step of the size a for each sample in turn, as on Lava, in place of one for
             the mean over all.
     """
 
-    loss: Loss = functional.cross_entropy
+    loss: Loss | None = None
     mapped: bool = False
     one_by_one: bool = False
 
@@ -66,18 +66,21 @@ class Gradient(Inner):
     def _once(
         self, run: Run, phi: Params, sizes: Mapping[str, Tensor], x: Tensor, y: Tensor, order: int
     ) -> Params:
-        def value(part: Params) -> Tensor:
-            return self.loss(run({**phi, **part}, x), y)
+        loss = functional.cross_entropy if self.loss is None else self.loss
+        # order 1: neither what adapts nor the rest keeps a graph, or grad's would lead to the rest
+        still = phi if order == 2 else {name: value.detach() for name, value in phi.items()}
 
-        own = {name: phi[name] if order == 2 else phi[name].detach() for name in sizes}
+        def value(part: Params) -> Tensor:
+            return loss(run({**still, **part}, x), y)
+
+        own = {name: still[name] for name in sizes}
         gradient = torch.func.grad(value)(own) if self.mapped else _gradient(value, own, order)
         return phi | {name: phi[name] - a * gradient[name] for name, a in sizes.items()}
 
 
 def _gradient(value: Callable[[Params], Tensor], own: Params, order: int) -> Params:
+    """d value / d own; a parameter without requires_grad (frozen, or under no_grad) is a leaf."""
     with torch.enable_grad():
-        leaves = own if order == 2 else {k: v.requires_grad_() for k, v in own.items()}
-        if any(not v.requires_grad for v in leaves.values()):  # called under no_grad
-            leaves = {k: v.detach().requires_grad_() for k, v in leaves.items()}
+        leaves = {k: v if v.requires_grad else v.detach().requires_grad_() for k, v in own.items()}
         found = torch.autograd.grad(value(leaves), list(leaves.values()), create_graph=order == 2)
     return dict(zip(leaves, found, strict=True))

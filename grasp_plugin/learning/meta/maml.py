@@ -29,6 +29,8 @@ Departures:
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,14 +39,14 @@ from torch.func import functional_call, vmap
 from torch.nn import functional
 
 from grasp_plugin.errors import Invalid, Refused
-from grasp_plugin.learning.meta.grids import Grid
+from grasp_plugin.learning.meta import checks
+from grasp_plugin.learning.meta.checks import Grids
 from grasp_plugin.learning.meta.inner import Gradient, Inner, Loss, Params
 from grasp_plugin.learning.meta.tasks import Tasks
+from grasp_plugin.learning.meta.trial import buffers_kept, check_runs, check_used
 from grasp_plugin.learning.meta.twice import Function, check_model
 
-LEARN = ("none", "parameter", "entry")
 _UNMAPPED = ("vmap", "setup_context", "doesn't have storage")  # in what torch.func says
-Grids = Grid | Mapping[str, Grid] | None
 
 
 class MAML(nn.Module):
@@ -58,22 +60,31 @@ class MAML(nn.Module):
         model: inputs (time, sample, neuron...) to logits (sample, class), from rest at every call.
             Its parameters are theta; adaptation never changes them.
         run: (model, x) -> logits, if the model's own forward is another, e.g. one step.
-        inner: a step of adaptation; None: `Gradient` of `loss`.
+        inner: a step of adaptation; None: `Gradient()`. A `Gradient` without a loss takes `loss`,
+            and is mapped where the learner is.
         loss: of the query, a mean over samples.
         steps: inner steps n, >= 1.
-        step_size: a, to begin with; one, or by parameter name.
+        step_size: a >= 0, to begin with; one, or by parameter name.
         learn: "none": a is fixed; "parameter": one learned for each tensor; "entry": each entry.
         adapt: names of the parameters that adapt, as in `model.named_parameters()`; None: all.
         order: 2 or 1, of the inner gradient when meta-training.
-        outer_grid, inner_grid: for all parameters that adapt, or by name; None: not rounded.
+        outer_grid: for all parameters, or for those it names, whether they adapt or not; None: not
+            rounded.
+        inner_grid: likewise, for those that adapt alone.
         mapped: run the tasks of a batch as one with `torch.func.vmap`. Faster for small models;
             takes no custom `autograd.Function` that `torch.func` cannot map (as snnTorch has).
         surrogates: spike functions to test, see `twice.check_model`.
 
+    A model is tried before `forward`, `adapt` or `evaluate` first uses it in an order, and again
+    for inputs of another dtype or other neurons, and after train() or eval().
+
     Raises:
-        Invalid: an unknown name or option, steps < 1.
-        Refused: at the first `forward`: order 2 with a surrogate that cannot be differentiated
-            twice, or a model that carries its state from one call to the next.
+        Invalid: an unknown name or option, steps < 1, a step size < 0 or not finite. When used:
+            inputs that are not finite or in another dtype than the parameters, labels without a
+            logit, a model that does not return finite logits (sample, class), a parameter to adapt
+            that the inner loss does not use.
+        Refused: when used: a model that carries a state or a buffer from one call to the next;
+            order 2 with a surrogate that cannot be differentiated twice.
     """
 
     def __init__(
@@ -96,17 +107,20 @@ class MAML(nn.Module):
         super().__init__()
         self._runner = _Runner(model, run)
         known = tuple(name for name, _ in model.named_parameters())
-        self.adapted = known if adapt is None else tuple(adapt)
-        _check(known, self.adapted, steps, learn, order)
-        self.loss, self.steps, self.order, self.mapped = loss, steps, order, mapped
-        self.inner = Gradient(loss, mapped) if inner is None else inner
-        self.outer_grid, self.inner_grid = outer_grid, inner_grid
-        self._surrogates, self._checked = tuple(surrogates), False
+        self.adapted = checks.adapted_names(known, adapt)
+        checks.one_of("learn", learn, checks.LEARN)
+        checks.one_of("order", order, (1, 2))
+        self.loss, self.order, self.mapped = loss, order, mapped
+        self.steps = checks.whole("steps", steps, 1)
+        self.inner = _filled(Gradient() if inner is None else inner, loss, mapped)
+        self.outer_grid = checks.grids("outer_grid", outer_grid, known)
+        self.inner_grid = checks.grids("inner_grid", inner_grid, known)
+        self._surrogates, self._tried = tuple(surrogates), dict[Any, int]()
+        begun = checks.step_sizes(step_size, self.adapted, known)
         for i, name in enumerate(self.adapted):
             value = model.get_parameter(name)
             shape = value.shape if learn == "entry" else ()
-            size = step_size if isinstance(step_size, (int, float)) else step_size[name]
-            a = torch.full(shape, float(size), dtype=value.dtype, device=value.device)
+            a = torch.full(shape, begun[name], dtype=value.dtype, device=value.device)
             if learn == "none":
                 self.register_buffer(f"step_size_{i}", a)
             else:
@@ -122,9 +136,9 @@ class MAML(nn.Module):
         return {name: getattr(self, f"step_size_{i}") for i, name in enumerate(self.adapted)}
 
     def initial(self) -> Params:
-        """phi_0: the model's parameters, those that adapt on the outer grid."""
-        theta = dict(self.model.named_parameters())
-        return theta | {n: _rounded(self.outer_grid, n, theta[n]) for n in self.adapted}
+        """phi_0: the model's parameters on the outer grid, those that do not adapt too."""
+        theta = self.model.named_parameters()
+        return {name: _rounded(self.outer_grid, name, value) for name, value in theta}
 
     def logits(self, phi: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """f_phi(x), (sample, class), from inputs (time, sample, neuron...)."""
@@ -140,30 +154,51 @@ class MAML(nn.Module):
         Args:
             steps: None: those of the learner. order: 2 keeps the graph to theta.
             phi: parameters to go on from; None: `initial()`.
+
+        Raises:
+            Invalid, Refused: as the class says.
         """
+        checks.one_of("order", order, (1, 2))
+        steps = self.steps if steps is None else checks.whole("steps", steps, 0)
+        y = checks.samples(x, y, ("x", "y"), ("time", "sample"))
+        checks.labels("y", y, self._classes(x, y, order, ("x", "y")))
+        return self._adapted(x, y, steps, order, phi)
+
+    def _adapted(
+        self, x: Tensor, y: Tensor, steps: int, order: int, phi: Params | None = None
+    ) -> Params:
         phi = self.initial() if phi is None else phi
-        for _ in range(self.steps if steps is None else steps):
+        for _ in range(steps):
             phi = self.inner.step(self.logits, phi, self.step_sizes(), x, y, order)
             phi |= {n: _rounded(self.inner_grid, n, phi[n]) for n in self.adapted}
         return phi
 
     def forward(self, tasks: Tasks) -> Tensor:
-        """L (), the mean query loss of the tasks after adaptation, with its graph."""
-        if not self._checked:
-            self._check_once(tasks.support_x[0])
-        return self._each(self._after, tasks).mean()
+        """L (), the mean query loss of the tasks after adaptation, with its graph.
 
-    def _after(self, x: Tensor, y: Tensor, query_x: Tensor, query_y: Tensor) -> Tensor:
-        phi = self.adapt(x, y, order=self.order)
-        return self.loss(self.logits(phi, query_x), query_y)
+        Raises:
+            Invalid, Refused: as the class says.
+        """
+        self._check(tasks, self.order)
+
+        def work(x: Tensor, y: Tensor, query_x: Tensor, query_y: Tensor) -> Tensor:
+            phi = self._adapted(x, y, self.steps, self.order)
+            return self.loss(self.logits(phi, query_x), query_y)
+
+        return self._each(work, tasks).mean()
 
     @torch.no_grad()
     def evaluate(self, tasks: Tasks, steps: int | None = None) -> Tensor:
-        """Share of query samples that are right (task,), after first-order adaptation."""
-        steps = self.steps if steps is None else steps
+        """Share of query samples that are right (task,), after first-order adaptation.
+
+        Raises:
+            Invalid, Refused: as the class says.
+        """
+        steps = self.steps if steps is None else checks.whole("steps", steps, 0)
+        self._check(tasks, 1)
 
         def score(x: Tensor, y: Tensor, query_x: Tensor, query_y: Tensor) -> Tensor:
-            logits = self.logits(self.adapt(x, y, steps=steps), query_x)
+            logits = self.logits(self._adapted(x, y, steps, 1), query_x)
             return (logits.argmax(1) == query_y).to(logits.dtype).mean()
 
         return self._each(score, tasks)
@@ -184,19 +219,31 @@ class MAML(nn.Module):
             ) from error  # fmt: skip
         return out
 
-    def _check_once(self, x: Tensor) -> None:
-        theta = dict(self.model.named_parameters())
-        with torch.no_grad():
-            first, again = self.logits(theta, x), self.logits(theta, x)
-        if not torch.equal(first, again):
-            raise Refused(
-                type(self.model).__name__, "expected the same output for the same input, got "
-                "another at the second call: a state or a random number is carried over",
-                "Start from rest in every call (snnTorch: init_hidden=False), without dropout",
-            )  # fmt: skip
-        if self.order == 2:
-            check_model(lambda z: self.logits(theta, z), self.model, x, self._surrogates)
-        self._checked = True
+    def _check(self, tasks: Tasks, order: int) -> None:
+        """Refuse tasks that the model does not fit; what is costly, once."""
+        checks.one_of("order", order, (1, 2))
+        names = "support_x", "support_y"
+        classes = self._classes(tasks.support_x[0], tasks.support_y[0], order, names)
+        checks.labels("support_y", tasks.support_y, classes)
+        checks.labels("query_y", tasks.query_y, classes)
+
+    def _classes(self, x: Tensor, y: Tensor, order: int, names: tuple[str, str]) -> int:
+        """The number of logits, of a model that passed its trial with such inputs."""
+        checks.dtype(names[0], x, self.model)
+        modes = tuple(module.training for module in self.model.modules())
+        key = order, x.dtype, x.shape[2:], modes
+        if key not in self._tried:
+            with buffers_kept(self.model):
+                classes = check_runs(self.logits, self.model, x)
+                checks.labels(names[1], y, classes)
+                if isinstance(self.inner, Gradient):
+                    loss = self.inner.loss or functional.cross_entropy
+                    check_used(self.logits, loss, self.model, self.adapted, x, y)
+                if order == 2:
+                    run = partial(self.logits, dict(self.model.named_parameters()))
+                    check_model(run, self.model, x, self._surrogates)
+            self._tried[key] = classes
+        return self._tried[key]
 
 
 class _Runner(nn.Module):
@@ -238,14 +285,9 @@ def _rounded(grids: Grids, name: str, value: Tensor) -> Tensor:
     return value if grid is None else grid(value)
 
 
-def _check(
-    known: Sequence[str], adapted: Sequence[str], steps: int, learn: str, order: int
-) -> None:
-    for name in adapted:
-        if name not in known:
-            raise Invalid(name, f"expected a parameter, one of {', '.join(known)}", "Check adapt")
-    if steps < 1 or order not in (1, 2) or learn not in LEARN or not adapted:
-        raise Invalid(
-            "MAML", f"expected steps >= 1, order 1 or 2, learn in {LEARN} and something to adapt, "
-            f"got {steps}, {order}, {learn!r}, {len(adapted)} parameters", "Correct them",
-        )  # fmt: skip
+def _filled(inner: Inner, loss: Loss, mapped: bool) -> Inner:
+    """A `Gradient` with the learner's loss where it has none, and mapped where the learner is."""
+    if not isinstance(inner, Gradient):
+        return inner
+    own = loss if inner.loss is None else inner.loss
+    return replace(inner, loss=own, mapped=mapped or inner.mapped)

@@ -11,6 +11,7 @@ the last step, as in Stewart & Neftci (2022). Weights are multiplied for all ste
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from grasp_plugin.errors import Invalid
+from grasp_plugin.learning.meta.checks import whole
 from grasp_plugin.learning.meta.spikes import spike
 from grasp_plugin.network.discretise import Discretisation, discretise
 from grasp_plugin.network.network import Network
@@ -39,7 +41,8 @@ class Stack(nn.Module):
         detach_reset: no gradient through the spike that is subtracted.
 
     Raises:
-        Invalid: fewer than two layers of weights, or keep or threshold out of range.
+        Invalid: fewer than two layers of weights, a size < 1, or keep, threshold or gain out of
+            range; in `forward`, inputs of another shape.
     """
 
     def __init__(
@@ -54,11 +57,7 @@ class Stack(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if len(sizes) < 3 or not 0 <= keep < 1 or threshold <= 0:
-            raise Invalid(
-                "Stack", f"expected three sizes or more, keep in [0, 1) and threshold > 0, got "
-                f"{tuple(sizes)}, {keep}, {threshold}", "Correct them",
-            )  # fmt: skip
+        _check(sizes, keep, threshold, gain)
         self.sizes, self.keep, self.threshold = tuple(sizes), keep, threshold
         self.spike = spike(FastSigmoid(10.0)) if spikes is None else spikes
         self.detach_reset = detach_reset
@@ -68,6 +67,11 @@ class Stack(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (sample, N_L) of spikes (time, sample, neuron...)."""
+        if x.dim() < 3 or not len(x) or math.prod(x.shape[2:]) != self.sizes[0]:
+            raise Invalid(
+                "Stack", f"expected spikes (time, sample, neuron...) of one step or more and "
+                f"{self.sizes[0]} neurons, got {tuple(x.shape)}", "Time is axis 0",
+            )  # fmt: skip
         s = x.flatten(2)
         top = len(self.sizes) - 1
         for layer in range(1, top):
@@ -116,3 +120,17 @@ class Stack(nn.Module):
         if spiking:
             return nir.LIF(tau, gain, 0 * full, self.threshold * full, v_reset=0 * full)
         return nir.LI(tau, gain, 0 * full)
+
+
+def _check(sizes: Sequence[int], keep: float, threshold: float, gain: float) -> None:
+    for size in sizes:
+        whole("sizes", size, 1)
+    if len(sizes) < 3:
+        raise Invalid("Stack", f"expected three sizes or more, got {tuple(sizes)}", "Add a layer")
+    for name, value, fits, wanted in (
+        ("keep", keep, 0 <= keep < 1, "in [0, 1)"),
+        ("threshold", threshold, 0 < threshold < math.inf, "> 0 and finite"),
+        ("gain", gain, math.isfinite(gain), "that is finite"),
+    ):
+        if not fits:
+            raise Invalid("Stack", f"expected {name} {wanted}, got {value}", f"Correct {name}")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from grasp_plugin.errors import Invalid
+from grasp_plugin.learning.meta.checks import samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,8 +25,12 @@ class Tasks:
         query inputs        query_x    (task, time, query, neuron...)
         query labels        query_y    (task, query)
 
+    Labels of any integer type are taken as int64. Support and query may differ in time.
+
     Raises:
-        Invalid: shapes that do not fit each other.
+        Invalid: no tensors; shapes that do not fit each other; no task, step, sample or neuron;
+            labels that are not integers; inputs with NaN or infinity; support and query of
+            different neurons or dtypes.
     """
 
     support_x: Tensor
@@ -34,14 +39,17 @@ class Tasks:
     query_y: Tensor
 
     def __post_init__(self) -> None:
-        for name in ("support", "query"):
-            x, y = getattr(self, f"{name}_x"), getattr(self, f"{name}_y")
-            fits = x.dim() >= 4 and y.dim() == 2 and y.shape == (x.shape[0], x.shape[2])
-            if not fits or len(y) != len(self.support_y):
-                raise Invalid(
-                    f"{name}_x", f"expected (task, time, sample, neuron...) and labels (task, "
-                    f"sample), got {tuple(x.shape)} and {tuple(y.shape)}", "Time is axis 1",
-                )  # fmt: skip
+        for part in ("support", "query"):
+            names = f"{part}_x", f"{part}_y"
+            x, y = (getattr(self, name) for name in names)
+            labels = samples(x, y, names, ("task", "time", "sample"))
+            object.__setattr__(self, names[1], labels)
+        wanted, got = (
+            f"{len(x)} tasks of neurons {tuple(x.shape[3:])} in {x.dtype}"
+            for x in (self.support_x, self.query_x)
+        )
+        if wanted != got:
+            raise Invalid("query_x", f"expected {wanted}, as support_x, got {got}", "Make them one")
 
     @classmethod
     def of(cls, arrays: Sequence[Any], dtype: torch.dtype = torch.float32) -> Tasks:
@@ -60,7 +68,9 @@ class Tasks:
         own = (self.support_x, self.support_y, self.query_x, self.query_y)
         return Tasks(*(value[start:stop] for value in own))
 
-    def to(self, device: str | torch.device) -> Tasks:
-        """The same on another device."""
+    def to(self, target: str | torch.device | torch.dtype) -> Tasks:
+        """The same on another device, or with inputs in another dtype; labels stay int64."""
         own = (self.support_x, self.support_y, self.query_x, self.query_y)
-        return Tasks(*(value.to(device) for value in own))
+        if not isinstance(target, torch.dtype):
+            return Tasks(*(value.to(target) for value in own))
+        return Tasks(own[0].to(target), own[1], own[2].to(target), own[3])
