@@ -25,7 +25,7 @@ from grasp_plugin.learning.soel import last_steps
 from grasp_plugin.network import Network
 
 SHARES = (1.0, 0.5, 0.25, 0.1, 0.05, 0.02)
-KEYS = ("network", "precision", "share", "shots", "tasks")
+KEYS = ("network", "iterations", "seed", "precision", "share", "shots", "tasks")
 FIGURES = ("before", "accuracy", "half_width", "writes_per_shot", "changed_per_shot")
 
 

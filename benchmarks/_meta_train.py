@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from copy import deepcopy
 from dataclasses import replace
 from itertools import product
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _meta_tasks import HIDDEN, QUERIES, WAYS, Method, learner_of, model_of, tasks_of
+from _meta_tasks import HIDDEN, METHODS, QUERIES, WAYS, Method, learner_of, model_of, tasks_of
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
@@ -23,26 +22,33 @@ from grasp_plugin.learning.meta import MAML, Tasks
 TASKS, TRAIN_RATE, SIZE_RATE, CLIP = 8, 2e-3, 5e-3, 5.0
 SIZES = {"weight_1": 0.03, "weight_2": 0.7}
 GRID = tuple(product(("all", "head"), (0.001, 0.01, 0.1, 1.0), (1, 5, 20)))
-FIGURES = ("accuracy", "half_width", "before", "tasks", "train_cpu_s")
+FIGURES = ("accuracy", "half_width", "before", "tasks")
 
 
 def meta_train(
-    method: Method, source: FewShot, shots: int, iterations: int, seed: int, bar: bool = True
-) -> MAML:
-    """MAML of a method: Adam, cosine to zero over all iterations, batches of 8 tasks."""
+    method: Method, source: FewShot, shots: int, iterations: int, seed: int,
+    start: MAML | None = None,
+) -> MAML:  # fmt: skip
+    """MAML of a method: Adam, cosine to zero over all iterations, batches of 8 tasks.
+
+    start: its weights are gone on from, on other tasks; step sizes begin anew.
+    """
     torch.manual_seed(seed)
+    model = model_of(method)
+    if start is not None:
+        model.load_state_dict(start.model.state_dict())
     sizes: Any = SIZES if method.adapt == "all" else SIZES["weight_2"]
     if method.one_by_one:
         sizes /= WAYS * shots
-    maml = learner_of(method, model_of(method), step_size=sizes)
+    maml = learner_of(method, model, step_size=sizes)
     groups = [
         {"params": list(maml.model.parameters()), "lr": TRAIN_RATE},
         {"params": list(maml.step_sizes().values()), "lr": SIZE_RATE},
     ]
     adam = torch.optim.Adam(groups)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, iterations)
-    rng = np.random.default_rng([seed, shots])
-    for _ in tqdm(range(iterations), disable=not bar, desc=f"{method.name}, {shots} shot"):
+    rng = np.random.default_rng([seed, shots, int(start is not None)])
+    for _ in tqdm(range(iterations), desc=f"{method.name}, {shots} shot"):
         drawn = source.batch("train", rng, TASKS, ways=WAYS, shots=shots, queries=QUERIES)
         adam.zero_grad()
         maml(Tasks.of(drawn)).backward()  # type: ignore[no-untyped-call]
@@ -123,31 +129,47 @@ def run(
     method: Method, source: FewShot, shots: int, iterations: int, seed: int, nets: Path,
     count: int = 300, queries: int = QUERIES,
 ) -> dict[str, float]:  # fmt: skip
-    """Train as the method says, and measure on `count` held-out tasks; the network is kept."""
-    began, steps = time.process_time(), 1
-    if method.meta == "maml":
-        maml = meta_train(method, source, shots, iterations, seed)
-        nets.mkdir(parents=True, exist_ok=True)
-        torch.save(maml.state_dict(), net_file(nets, method, shots, seed))
+    """Train as the method says, and measure on `count` held-out tasks; the network is kept.
+
+    What goes on from the float network does so for the last third of `iterations`.
+    """
+    steps = 1
+    if method.meta == "maml" and method.onward:
+        own = iterations // 3
+        start = _kept(METHODS[0], source, shots, iterations - own, seed, nets)
+        maml = meta_train(method, source, shots, own, seed, start)
+    elif method.meta == "maml":
+        maml = _kept(method, source, shots, iterations, seed, nets)
     else:
         torch.manual_seed(seed)
         pre = method.meta == "pretrain"
         model = pretrained(method, source, iterations, seed) if pre else model_of(method)
         maml, steps = tuned(method, model, source, shots, seed, queries)
-    spent = time.process_time() - began
     test = tasks_of(source, "test", seed, count, shots, queries)
-    return measured(maml, test, steps) | {"train_cpu_s": spent}
+    return measured(maml, test, steps)
 
 
-def net_file(nets: Path, method: Method, shots: int, seed: int) -> Path:
+def _kept(
+    method: Method, source: FewShot, shots: int, iterations: int, seed: int, nets: Path
+) -> MAML:
+    """The learner as it was meta-trained before, or now."""
+    maml = loaded(nets, method, shots, iterations, seed)
+    if maml is None:
+        maml = meta_train(method, source, shots, iterations, seed)
+        nets.mkdir(parents=True, exist_ok=True)
+        torch.save(maml.state_dict(), net_file(nets, method, shots, iterations, seed))
+    return maml
+
+
+def net_file(nets: Path, method: Method, shots: int, iterations: int, seed: int) -> Path:
     """Where a meta-trained network is kept."""
     plain = method.name.replace(" ", "_").replace(",", "")
-    return nets / f"{plain}_{shots}_{HIDDEN}_{seed}.pt"
+    return nets / f"{plain}_{shots}_{HIDDEN}_{iterations}_{seed}.pt"
 
 
-def loaded(nets: Path, method: Method, shots: int, seed: int) -> MAML | None:
+def loaded(nets: Path, method: Method, shots: int, iterations: int, seed: int) -> MAML | None:
     """The learner as it was meta-trained; None: it was not."""
-    path = net_file(nets, method, shots, seed)
+    path = net_file(nets, method, shots, iterations, seed)
     if not path.is_file():
         return None
     maml = learner_of(method, model_of(method))

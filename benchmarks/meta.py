@@ -6,14 +6,15 @@
    beside plain autograd loops, Lava beside torch (`_meta_checks`)
 2. accuracy: 5-way 1- and 5-shot Double N-MNIST, held-out classes and recordings: MAML, FOMAML,
    ANIL, no meta-training, fine-tuning from pre-training, an ANN (`_meta_train`)
-3. precision: the same at one shot with parameters of 8, 4 and 2 bits, beside the control without
-   meta-training
+3. precision: MAML at one shot that goes on from two thirds of its batches with parameters of 32, 8,
+   4 and 2 bits, beside the control without meta-training
 4. deploy: SOEL in the head of the ANIL networks, float and Loihi's integers, with GRASP's share of
    the writes (`_meta_deploy`)
 
 FOLDER holds `nmnist-train800.zip` (800 recordings of N-MNIST). Results are in
-`benchmarks/results/meta_*.csv`; a run that was stopped goes on. Meta-trained networks are kept in
-`bench_out/meta`. The last line is one JSON object. Needs the extra plot.
+`benchmarks/results/meta_*.csv`; a row that is there is not run again. Meta-trained networks are
+kept in `bench_out/meta`, which part 4 needs. The last line is one JSON object; its intervals are
+over tasks, means over seeds. Needs the extra plot.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ DATA = HERE.parents[1] / "shared" / "data"
 SMALL = HERE.parent / "examples" / "data" / "nmnist_subset.zip"
 PARTS = ("cost", "accuracy", "precision", "deploy")
 KEYS = ("method", "shots", "iterations", "seed")
-ITERATIONS, SEED = 1200, 1
+ITERATIONS, LONGER, SEEDS = 2400, 3600, (1, 2, 3)
 Rows = list[dict[str, Any]]
 
 
@@ -72,44 +74,47 @@ def run_cost(rounds: int) -> dict[str, Any]:
 
 def run_methods(
     store: Store, methods: tuple[Method, ...], source: FewShot, shots: tuple[int, ...],
-    iterations: int, nets: Path, count: int, queries: int = QUERIES,
+    iterations: int, seeds: tuple[int, ...], nets: Path, count: int, queries: int = QUERIES,
 ) -> None:  # fmt: skip
     """A row for each method and number of shots.
 
     What adapts sample by sample is trained at one shot only: it just goes on, see `run_deploy`.
     """
-    for shot in shots:
-        for method in methods:
-            if method.one_by_one and shot > 1:
-                continue
-            store.make(
-                lambda m=method, k=shot: train.run(  # type: ignore[misc]
-                    m, source, k, iterations, SEED, nets, count, queries
-                ),
-                method=method.name, shots=shot, iterations=iterations, seed=SEED,
-            )  # fmt: skip
+    for seed, shot, method in product(seeds, shots, methods):
+        if method.one_by_one and shot > 1:
+            continue
+        store.make(
+            lambda m=method, k=shot, s=seed: train.run(  # type: ignore[misc]
+                m, source, k, iterations, s, nets, count, queries
+            ),
+            method=method.name, shots=shot, iterations=iterations, seed=seed,
+        )  # fmt: skip
     show("Held-out classes and recordings, % of queries (mean, half of its 95 % interval)",
          store.rows(iterations=iterations))  # fmt: skip
 
 
 def run_deploy(
-    store: Store, source: FewShot, nets: Path, count: int, shots_of: tuple[int, ...] = (1, 5),
-    queries: int = QUERIES,
+    store: Store, source: FewShot, nets: Path, count: int, iterations: int, seed: int,
+    shots_of: tuple[int, ...] = (1, 5), queries: int = QUERIES,
 ) -> None:  # fmt: skip
     """SOEL in the head, float and integers, all shares."""
     cases = [(m, shots) for m in METHODS if m.name.startswith("ANIL") for shots in shots_of]
     for method, shots in cases:
-        maml = train.loaded(nets, method, 1 if method.one_by_one else shots, SEED)
+        trained = 1 if method.one_by_one else shots
+        maml = train.loaded(nets, method, trained, iterations, seed)
         if maml is None:
+            path = train.net_file(nets, method, trained, iterations, seed)
+            print(f"not run: {method.name}, {shots} shot: no {path.name} (part accuracy makes it)")
             continue
-        tasks = tasks_of(source, "test", SEED, count, shots, queries)
+        tasks = tasks_of(source, "test", seed, count, shots, queries)
         for precision in ("float", "loihi"):
             for share in deploy.SHARES if method.one_by_one else (1.0,):
                 store.make(
                     lambda p=precision, s=share, k=shots, o=maml, t=tasks, m=method: deploy.deploy(  # type: ignore[misc]
                         o, t, p, s, k, one_by_one=m.one_by_one
                     ),
-                    network=method.name, precision=precision, share=share, shots=shots, tasks=count,
+                    network=method.name, iterations=iterations, seed=seed, precision=precision,
+                    share=share, shots=shots, tasks=count,
                 )  # fmt: skip
     show("SOEL in a frozen network's head, with GRASP's share of the writes", store.rows())
 
@@ -118,7 +123,7 @@ def plot(store: Store, path: Path) -> None:
     """Accuracy of every method, with its interval."""
     from grasp_plugin.plot import figure
 
-    rows = sorted(store.rows(), key=lambda r: (r["shots"], r["accuracy"]))
+    rows = sorted(over_seeds(store), key=lambda r: (r["shots"], r["accuracy"]))
     drawn, axes = figure(1, 1, width=8.0, height=0.32 * len(rows) + 1.2)
     axis = axes[0, 0]
     names = [f"{r['method']}, {r['shots']} shot" for r in rows]
@@ -129,17 +134,27 @@ def plot(store: Store, path: Path) -> None:
     drawn.savefig(path, dpi=130)
 
 
+def over_seeds(store: Store) -> Rows:
+    """The mean of each method's seeds: accuracy, half of the interval over a seed's tasks."""
+    names = ("method", "shots", "iterations")
+    out = []
+    for key in dict.fromkeys(tuple(r[n] for n in names) for r in store.rows()):
+        own = store.rows(**dict(zip(names, key, strict=True)))
+        mean = {n: sum(r[n] for r in own) / len(own) for n in ("accuracy", "half_width")}
+        out.append(dict(zip(names, key, strict=True)) | mean | {"seeds": len(own)})
+    return out
+
+
 def headline(stores: tuple[Store, Store]) -> dict[str, Any]:
-    """Accuracies of all rows that are there."""
-    rows = [row for store in stores for row in store.rows()]
+    """Accuracies of all rows that are there, with their number of seeds."""
     return {
         "accuracy": {
-            f"{r['method']}, {r['shots']} shot": [
-                round(r[n], 1) for n in ("accuracy", "half_width")
+            f"{r['method']}, {r['shots']} shot, {r['iterations']} batches": [
+                round(r["accuracy"], 1), round(r["half_width"], 1), r["seeds"]
             ]
-            for r in rows
+            for store in stores for r in over_seeds(store)
         }
-    }
+    }  # fmt: skip
 
 
 def quick(out: Path) -> dict[str, Any]:
@@ -148,28 +163,29 @@ def quick(out: Path) -> dict[str, Any]:
     source = source_of(SMALL)
     store = Store(out / "meta_accuracy.csv", KEYS, train.FIGURES)
     methods = tuple(m for m in METHODS if m.name in ("MAML", "ANIL, one by one"))
-    run_methods(store, methods, source, (1,), 20, out, 50, 2)
+    run_methods(store, methods, source, (1,), 20, (1,), out, 50, 2)
     writes = Store(out / "meta_writes.csv", deploy.KEYS, deploy.FIGURES)
-    run_deploy(writes, source, out, 5, (1,), 2)
+    run_deploy(writes, source, out, 5, 20, 1, (1,), 2)
     return last
 
 
 def full(
-    out: Path, data: Path, parts: list[str], iterations: int, shots: tuple[int, ...]
-) -> dict[str, Any]:
+    out: Path, data: Path, parts: list[str], iterations: int, longer: int, shots: tuple[int, ...],
+    seeds: tuple[int, ...],
+) -> dict[str, Any]:  # fmt: skip
     """The parts asked for."""
     last = run_cost(7) if "cost" in parts else {}
     accuracy = Store(out / "meta_accuracy.csv", KEYS, train.FIGURES)
     precision = Store(out / "meta_precision.csv", KEYS, train.FIGURES)
     source = source_of(data) if set(parts) - {"cost"} else None
     if "accuracy" in parts and source:
-        run_methods(accuracy, METHODS, source, shots, iterations, NETS, 300)
+        run_methods(accuracy, METHODS, source, shots, iterations, seeds, NETS, 300)
         plot(accuracy, out / "meta_accuracy.png")
     if "precision" in parts and source:
-        run_methods(precision, PRECISIONS, source, (1,), iterations, NETS, 300)
+        run_methods(precision, PRECISIONS, source, (1,), longer, seeds, NETS, 300)
     if "deploy" in parts and source:
         writes = Store(out / "meta_writes.csv", deploy.KEYS, deploy.FIGURES)
-        run_deploy(writes, source, NETS, 100)
+        run_deploy(writes, source, NETS, 100, iterations, seeds[0])
     return last | headline((accuracy, precision))
 
 
@@ -179,6 +195,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--data", type=Path, default=DATA, help="a folder with nmnist-train800.zip")
     parser.add_argument("--iterations", type=int, default=ITERATIONS, help="of meta-training")
+    parser.add_argument("--longer", type=int, default=LONGER, help="of the precision part")
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--shots", nargs="+", type=int, default=[1, 5], help="of the accuracy part")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -187,8 +205,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             last = quick(Path(folder))
     else:
-        shots = tuple(arguments.shots)
-        last = full(RESULTS, arguments.data, arguments.only, arguments.iterations, shots)
+        last = full(
+            RESULTS, arguments.data, arguments.only, arguments.iterations, arguments.longer,
+            tuple(arguments.shots), tuple(arguments.seeds),
+        )  # fmt: skip
     print(json.dumps(last))
 
 

@@ -11,8 +11,8 @@ neuron in C order, in steps of its `dt_s` (see `network.adaptation`). Keys of th
 `snntorch_` or `norse_`) for exact round trips. `adapters.from_exact` adds `spike_area` = "dirac" to
 graph and neurons: a spike is an impulse of area 1, not 1 for a step (area dt).
 `adapters.from_hdlif` adds `neuron` = "hdlif" and keys with the prefix `hdlif_` to LIF nodes.
-Meta-trained networks have `plastic` and `inner_lr` at weight nodes, and keys with the prefix
-`meta_` at the graph: see `network.meta_hints`.
+Meta-trained networks have `plastic`, `inner_lr` and `plastic_bias` at weight nodes, and keys with
+the prefix `meta_` at the graph: see `network.meta_hints`.
 """
 
 from __future__ import annotations
