@@ -5,9 +5,9 @@ tau_m, tau_s = 20, 5 ms, theta = 1, T = 100 ms, cross-entropy of first spikes, b
 Adam at 5e-3 and 0.95 times that after each epoch. The narrow networks take 1e-2, better on the
 validation set for seeds 101 to 103. tau0 of the loss is 0.2 ms, where theirs is 0.5: better for the
 same seeds on 10 000 more points of the recipe (seed 990041), by 0.9 points for 5-200-3 W and for
-5-30-3 W+d, at the price of up to a third more hidden spikes. Delays learn four times as fast, thresholds and beta at 0.3
-times the rate, tau_a at 20 times. The accuracy is that of the last epoch, never of a chosen one; a
-sample whose outputs are all silent counts as wrong.
+5-30-3 W+d, at the price of up to a third more hidden spikes. Delays learn four times as fast,
+thresholds and beta at 0.3 times the rate, tau_a at 20 times. The accuracy is that of the last
+epoch, never of a chosen one; a sample whose outputs are all silent counts as wrong.
 """
 
 from __future__ import annotations
