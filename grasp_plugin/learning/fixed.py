@@ -166,13 +166,17 @@ class FixedSynapses:
             self._write(self.weights, self.waiting.popleft())
 
     def _worth(self, y: Array, x: Array) -> Array:
-        """|gradient x change| of every synapse, [N_o, N_i], in units of the loss."""
+        """|gradient x change| of every synapse, [N_o, N_i], in units of the loss.
+
+        The change is what is left of a write at the limits of its weight as it will be then.
+        """
         plan = self.plan
         sums = np.multiply.outer(y, x) if self._patches is None else self._sums(y, x)
-        changes = kernels.changes(sums, plan.shift, kernels.key(plan.seed, self.draws, 3))
+        added = 2 * kernels.changes(sums, plan.shift, kernels.key(plan.seed, self.draws, 3))
+        changes = np.clip(self.fresh + added, W_MIN, W_MAX) - self.fresh
         per = plan.gain / plan.y_scale if plan.y_scale else 0.0  # gradient for one unit of y x
         unit = plan.rule.learning_rate * per * 2.0**plan.shift  # float per weight unit
-        worth: Array = abs(2.0 * unit * per) * np.abs(sums * changes)
+        worth: Array = abs(unit * per) * np.abs(sums * changes)
         return worth
 
     def _sums(self, y: Array, x: Array) -> Array:

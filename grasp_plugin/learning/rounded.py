@@ -2,10 +2,10 @@
 
     r_oi = |g_oi D_oi|,  D the change that is written      decrease of the loss to first order
 
-Most writes round to nothing, by chance, and those have r = 0: they are never taken, so that where
-the budget holds all changes the weights are those of the dense rule, bit for bit. D is taken before
-the limits of a weight: one that is at its limit still has the worth of the whole write. Every
-product of an error and a trace is formed to know which; only writes are saved.
+Most writes round to nothing, by chance, or meet the limit of their weight, and those have r = 0:
+they are never taken, so that where the budget holds all changes the weights are those of the dense
+rule, bit for bit. Every product of an error and a trace is formed to know which; only writes are
+saved.
 """
 
 from __future__ import annotations

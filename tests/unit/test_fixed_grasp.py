@@ -122,6 +122,29 @@ def test_what_rounds_to_nothing_is_never_issued_by_change(rate: float, conv: Con
     assert changes["overhead"] >= known["overhead"] + (conv is None)
 
 
+@pytest.mark.parametrize("late", [0, 3])
+@pytest.mark.parametrize("edge", [254, -256])
+@pytest.mark.parametrize("conv", [None, CONV], ids=["dense", "convolution"])
+def test_what_meets_its_limit_is_never_issued_by_change(
+    conv: Conv | None, edge: int, late: int
+) -> None:
+    """At the limits, too, all changes are the dense rule, and every issued write is a change."""
+    begun = np.full_like(start((7, 9) if conv is None else (3, 8)), edge)
+    made = {}
+    for score in ("change", "magnitude"):
+        plan = plan_of(GRASP(NonZero(), score), *((Late(late),) if late else ()), rate=0.3)
+        s = made[score] = FixedSynapses(plan, begun.copy(), conv)
+        for x, d in zip(*given(60, *((9, 7) if conv is None else conv.shape[::-1])), strict=True):
+            s.step(factors(x, d))
+        s.flush()
+    assert np.array_equal(made["change"].weights, made["magnitude"].weights)
+    counts, known = made["change"].transforms, made["magnitude"].transforms
+    assert counts is not None
+    assert known is not None
+    assert counts["issued"][0] == counts["changed"][0] == known["changed"][0] > 0
+    assert made["magnitude"].clipped["weights"] > 0
+
+
 class Spy(GRASP):
     """Keeps what it picked; `seen` is a class attribute, since GRASP is frozen."""
 
@@ -223,10 +246,11 @@ def reference(
         add, half = {}, 2 ** (p.shift + 1)
         for o, i in np.ndindex(len(y), len(x)):
             noise = word(p.seed, step, 3, o * len(x) + i) % half
-            add[o, i] = 2 * ((x[i] * y[o] + noise) // half)
+            to = weights[o][i] + 2 * ((x[i] * y[o] + noise) // half)
+            add[o, i] = min(254, max(-256, to)) - weights[o][i]
         picked = best([(-v / p.y_scale) ** 2 for v in y], [(p.gain * v) ** 2 for v in x], k)
         for o, i in picked if score == "magnitude" else most_changed(add, x, y, k):
-            weights[o][i] = min(254, max(-256, weights[o][i] + add[o, i]))
+            weights[o][i] += add[o, i]
             issued, changed = issued + 1, changed + (add[o, i] != 0)
     return np.array(weights), issued, changed
 

@@ -118,7 +118,8 @@ class Deployed:
         most_steps: of delay; shadows are kept in 0..most_steps dt.
         slack, gdot_min_per_ms: as in `observed_gradients`.
         bump: added to the weights into a hidden neuron that was silent over a batch, and into the
-            output of a label that was; 0: silent neurons stay silent.
+            output of a label that was, whether weights are trained or not; 0: silent neurons stay
+            silent.
         loss: tau0_ms, tau1_ms, alpha of `ttfs_cross_entropy`.
 
     Counts: `impossible` and `clamped` spikes, `updates`, and integer weights `clipped`, those at
