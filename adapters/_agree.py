@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from grasp_plugin.adapters._recorder import Recorder
-from grasp_plugin.adapters._signals import BATCH, Layer, Signal, Source, Traced
+from grasp_plugin.adapters._signals import BATCH, Layer, Signal, Source, Traced, say_sources
 from grasp_plugin.errors import Invalid, Refused
 
 Wiring = frozenset[tuple[str, int]]
@@ -33,8 +33,37 @@ def agree(recorder: Recorder) -> Traced:
                 "expected every input to reach a layer, got one that reaches none",
                 "Leave it out of the sample",
             )
+    _refuse_dead_ends(recorder, edges, outputs)
+    for name in sorted(recorder.state_inputs & used):
+        raise Refused(
+            name,
+            "expected an input to be a signal or a state, got one that is both",
+            "Give the state an argument of its own",
+        )
     shapes = {n: s[len(lead) :] for n, (s, lead) in recorder.inputs.items() if n not in idle}
     return Traced(shapes, recorder.layers, edges, frozenset(delayed), outputs)
+
+
+def _refuse_dead_ends(
+    recorder: Recorder, edges: list[tuple[str, str]], outputs: dict[str, list[str]]
+) -> None:
+    """What the returned values depend on must reach them by edges: nothing is dropped unseen."""
+    reach = {name for names in outputs.values() for name in names}
+    waiting = list(reach)
+    while waiting:
+        target = waiting.pop()
+        new = {a for a, b in edges if b == target} - reach
+        reach |= new
+        waiting += new
+    dead = [n for n in recorder.layers if n in recorder.returned and n not in reach]
+    ends = [name for name in dead if not any(a == name != b for a, b in edges)]
+    for name in (*ends, *dead):
+        raise Refused(
+            name,
+            "expected its output to reach an output of the model, got only a hidden state there",
+            "Return its spikes too (a membrane is no output in NIR), or leave it out of the"
+            " forward pass",
+        )
 
 
 def _check_inputs(recorder: Recorder) -> None:
@@ -75,7 +104,7 @@ def _wiring(recorder: Recorder, layer: Layer) -> Wiring:
             " spikes on through forward(x, state=None)",
         )
     if len(calls) == 1 and any(offset for _, offset in later):
-        raise _out_of_step(layer.name, later)
+        raise _out_of_step(layer.name, f"{_say(later)} as sources of its only call")
     return later
 
 
@@ -84,21 +113,22 @@ def _offset(recorder: Recorder, layer: Layer, k: int, source: Source) -> tuple[s
     name, step = source
     if step is None:
         return name, 0
+    got = f"{say_sources([source])} as a source of its call {k + 1}"
     if name in recorder.inputs:
         if step != k:
-            raise _out_of_step(layer.name, source)
+            raise _out_of_step(layer.name, got)
         return name, 0
     calls = recorder.layers[name].calls
     single = len(calls) == 1 and not calls[0].timed
     if single and len(layer.calls) > 1:
         if _is_stepped(recorder, name):
-            raise _out_of_step(layer.name, source)
+            raise _out_of_step(layer.name, got)
         return name, 0
     if len(layer.calls) == 1 and len(calls) > 1:
-        raise _out_of_step(layer.name, source)
+        raise _out_of_step(layer.name, got)
     offset = k - step
     if offset not in (0, 1):
-        raise _out_of_step(layer.name, source)
+        raise _out_of_step(layer.name, got)
     return name, offset
 
 
@@ -115,11 +145,12 @@ def _is_stepped(recorder: Recorder, name: str) -> bool:
     return False
 
 
-def _out_of_step(name: str, got: object) -> Refused:
+def _out_of_step(name: str, got: str) -> Refused:
     return Refused(
         name,
-        f"expected sources of the same step or the step before, got {got} (node, step)",
-        "Call every layer once per time step; for a delay use a layer of its own in NIR",
+        f"expected sources of the same step or the step before, got {got}",
+        "Call every layer once per time step, in the order of the steps, and give each use its own"
+        " module; for a delay use a layer of its own in NIR",
     )
 
 
@@ -144,7 +175,7 @@ def _outputs(recorder: Recorder) -> dict[str, list[str]]:
 
 def _at_last(recorder: Recorder, signal: Signal) -> list[str]:
     """The nodes of an output; a single step must not be picked out of several."""
-    for name, step in signal.sources:
+    for name, step in sorted(signal.sources, key=str):
         calls = recorder.layers[name].calls if name in recorder.layers else []
         if step is not None and len(calls) > 1:
             raise Refused(

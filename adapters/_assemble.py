@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import nir
@@ -39,9 +40,14 @@ class Block:
 
 def check_dt(dt: float) -> float:
     """A time step in seconds as a finite positive float."""
-    if isinstance(dt, bool) or not isinstance(dt, (int, float)) or not 0 < dt < float("inf"):
-        raise Invalid("dt", f"expected a positive time step in seconds, got {dt!r}", "Pass dt=1e-3")
-    return float(dt)
+    if isinstance(dt, bool) or not isinstance(dt, Real) or not 0 < dt < float("inf"):
+        raise Invalid(
+            "dt",
+            f"expected a positive time step in seconds, as a number, got {dt!r}"
+            f" ({type(dt).__name__})",
+            "Pass dt=1e-3",
+        )
+    return float(str(dt)) if isinstance(dt, np.floating) else float(dt)  # float32(1e-3) is 1e-3
 
 
 def to_graph(

@@ -7,11 +7,10 @@ first and stays as it was.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import operator
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any, cast
 
 import torch
@@ -19,13 +18,23 @@ from nirtorch.torch_tracer import NIRTorchTracer
 from torch import fx, nn
 from torch.fx.node import map_aggregate
 
+from grasp_plugin.adapters._private_copy import private_copy
+from grasp_plugin.adapters._side_effects import StateWatch, refuse_changed, refuse_stale
+from grasp_plugin.adapters._signals import VALUE, Framework
 from grasp_plugin.errors import GraspError, Invalid, Refused
-
-VALUE = "value"
 
 
 class ValueProxy(fx.Proxy):
     """A proxy whose shape, length, dtype and iteration are those of its value."""
+
+    def __init__(self, node: fx.Node, tracer: Any) -> None:
+        if not isinstance(node, fx.Node):  # type(state)(...) in a forward pass
+            raise Refused(
+                "forward",
+                "expected a class by its name, got type(x)(...) of a traced value",
+                "Name the class that is to be made",
+            )
+        super().__init__(node, tracer)
 
     @property
     def _value(self) -> Any:
@@ -61,6 +70,18 @@ class ValueProxy(fx.Proxy):
         """`self[index]`; fx installs its operators at run time, where mypy cannot see them."""
         return operator.getitem(cast(Any, self), index)
 
+    def __iadd__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("tracer", "node"):
+            raise Refused(
+                self.node.name,
+                f"expected a forward pass that assigns nothing to a tensor, got .{name} = ...",
+                "Compute a new tensor instead",
+            )
+        super().__setattr__(name, value)
+
     def __len__(self) -> int:
         return len(self._value)
 
@@ -82,7 +103,7 @@ class ValueTracer(NIRTorchTracer):  # type: ignore[misc]
     """Traces one model on one sample; `steps` repeats a one-step model with its state handed on.
 
     Args:
-        is_leaf: the modules to keep whole besides those of `torch.nn`.
+        framework: says which modules to keep whole, and which of them are neurons.
         inputs: the forward arguments that carry signals, by name, with their tensors.
         steps: 0 traces the forward pass once; n > 0 calls it n times, the call at step t getting
             `input[t]`, and (where forward has an argument `state`) the state of the call before.
@@ -90,18 +111,19 @@ class ValueTracer(NIRTorchTracer):  # type: ignore[misc]
 
     def __init__(
         self,
-        is_leaf: Callable[[nn.Module], bool],
+        framework: Framework,
         inputs: dict[str, torch.Tensor],
         steps: int = 0,
     ) -> None:
         super().__init__(())
-        self._is_leaf = is_leaf
+        self._framework = framework
+        self._watch = StateWatch()
         self._inputs = inputs
         self._steps = steps
         self._evaluating = False
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return self._is_leaf(m)
+        return self._framework.is_leaf(m)
 
     def proxy(self, node: fx.Node) -> ValueProxy:
         return ValueProxy(node, self)
@@ -116,6 +138,8 @@ class ValueTracer(NIRTorchTracer):  # type: ignore[misc]
         node: fx.Node = super().create_node(kind, target, *rest, **more)
         if kind == "get_attr":
             node.meta[VALUE] = _attribute(self.root, target)
+        if isinstance(target, type) and issubclass(target, tuple):  # a NamedTuple of values
+            node.meta[VALUE] = fx.node.map_arg(node.args, lambda arg: arg.meta[VALUE])
         return node
 
     def call_module(
@@ -138,7 +162,10 @@ class ValueTracer(NIRTorchTracer):  # type: ignore[misc]
         *rest: Any,
         **more: Any,
     ) -> fx.Proxy:
-        proxy: fx.Proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        said = args, kwargs
+        if kind == "call_function" and not args:
+            said = _first_by_position(kwargs)
+        proxy: fx.Proxy = super().create_proxy(kind, target, *said, *rest, **more)
         proxy.node.meta[VALUE] = self._evaluate(kind, target, args, kwargs)
         return proxy
 
@@ -150,7 +177,7 @@ class ValueTracer(NIRTorchTracer):  # type: ignore[misc]
             if kind == "placeholder":
                 return self._inputs[target]
             if kind == "call_module":
-                return self.root.get_submodule(target)(*args, **kwargs)
+                return self._call(target, args, kwargs)
             if kind == "call_method":
                 return getattr(args[0], target)(*args[1:], **kwargs)
             if kind == "call_function":
@@ -159,6 +186,16 @@ class ValueTracer(NIRTorchTracer):  # type: ignore[misc]
         finally:
             self._evaluating = outer
 
+    def _call(self, path: str, args: Any, kwargs: Any) -> Any:
+        module = self.root.get_submodule(path)
+        if not (self._framework.keeps_state and self._framework.is_neuron(module)):
+            return module(*args, **kwargs)
+        given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+        self._watch.before(path, module, {name for name, x in given.items() if x is not None})
+        output = module(*args, **kwargs)
+        self._watch.after(path, module)
+        return output
+
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
@@ -166,15 +203,8 @@ class ValueTracer(NIRTorchTracer):  # type: ignore[misc]
         signals: dict[str, Any] = {
             name: self.create_proxy("placeholder", name, (), {}) for name in self._inputs
         }
-        parameters = inspect.signature(root.forward).parameters
-        stateful = "state" in parameters
-        absent = {
-            name: None
-            for name, parameter in parameters.items()
-            if name not in signals
-            and parameter.default is inspect.Parameter.empty
-            and parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
-        }
+        stateful = "state" in inspect.signature(root.forward).parameters
+        absent = absent_arguments(root, signals)
 
         def output(result: Any) -> Any:
             if stateful and isinstance(result, ValueProxy) and isinstance(result._value, tuple):
@@ -198,6 +228,25 @@ class ValueTracer(NIRTorchTracer):  # type: ignore[misc]
         return (unrolled if self._steps else once), []
 
 
+def absent_arguments(model: nn.Module, given: Container[str]) -> dict[str, None]:
+    """None for each forward argument without default that no tensor is given for."""
+    return {
+        name: None
+        for name, parameter in inspect.signature(model.forward).parameters.items()
+        if name not in given
+        and parameter.default is inspect.Parameter.empty
+        and parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    }
+
+
+def _first_by_position(kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """torch.flatten(input=x, start_dim=1) as torch.flatten(x, start_dim=1)."""
+    first = next((key for key in ("input", "tensors") if key in kwargs), None)
+    if first is None:
+        return (), kwargs
+    return (kwargs[first],), {key: value for key, value in kwargs.items() if key != first}
+
+
 def _value_of(arg: Any) -> Any:
     return arg.node.meta[VALUE] if isinstance(arg, fx.Proxy) else arg
 
@@ -212,21 +261,21 @@ def _attribute(root: nn.Module, path: str) -> Any:
 def trace(
     model: nn.Module,
     sample: dict[str, torch.Tensor],
-    is_leaf: Callable[[nn.Module], bool],
+    framework: Framework,
     steps: int = 0,
 ) -> tuple[fx.Graph, nn.Module]:
     """Trace a copy of `model`; returns the fx graph (values in `meta`) and the copy.
 
+    Floating inputs are replaced by random ones, so that what the forward pass adds to a state or a
+    weight shows even if the caller's sample is zero.
+
     Raises:
         Invalid: the forward pass cannot run on `sample`, or does what fx cannot record.
-        Refused: it branches on data.
+        Refused: it branches on data, or changes states or weights.
     """
     twin = private_copy(model)
-    inputs = {
-        name: torch.stack([x.detach()] * steps) if steps else x.detach().clone()
-        for name, x in sample.items()
-    }
-    tracer = ValueTracer(is_leaf, inputs, steps)
+    inputs = {name: _lively(x, steps) for name, x in sample.items()}
+    tracer = ValueTracer(framework, inputs, steps)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -241,26 +290,14 @@ def trace(
             "Check the sample's shape (batch first, or time and batch first), give every forward"
             " argument without default a tensor, and keep Python side effects out of forward",
         ) from error
+    refuse_stale(graph)
+    refuse_changed(model, twin, framework)
     return graph, twin
 
 
-def private_copy(model: nn.Module) -> nn.Module:
-    """A deep copy with the neurons at rest; tensors with a gradient history are detached."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for held in (*module._buffers.values(), *_tensors(module.__dict__)):
-            if isinstance(held, torch.Tensor) and not held.is_leaf:
-                memo[id(held)] = held.detach().clone()
-    twin = copy.deepcopy(model, memo)
-    for module in twin.modules():
-        reset = getattr(module, "reset_mem", None)
-        if callable(reset):
-            reset()
-    return twin
-
-
-def _tensors(attributes: dict[str, Any]) -> Iterator[torch.Tensor]:
-    for value in attributes.values():
-        for item in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(item, torch.Tensor):
-                yield item
+def _lively(x: torch.Tensor, steps: int) -> torch.Tensor:
+    shape = (steps, *x.shape) if steps else x.shape
+    if not x.is_floating_point():
+        return x.detach().expand(shape).clone()
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(shape, generator=generator).to(x)

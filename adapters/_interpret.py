@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -11,12 +10,19 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from grasp_plugin.adapters._fx import VALUE
+from grasp_plugin.adapters._graph_facts import (
+    ancestor_calls,
+    bound_arguments,
+    in_training,
+    renamed,
+    swaps_first_axes,
+)
 from grasp_plugin.adapters._recorder import Recorder
 from grasp_plugin.adapters._signals import (
     BATCH,
     TIME_FIRST,
     TIME_SECOND,
+    VALUE,
     Bundle,
     Framework,
     NeedsTime,
@@ -24,13 +30,18 @@ from grasp_plugin.adapters._signals import (
     Stack,
     State,
     input_source,
+    say_sources,
 )
+from grasp_plugin.adapters._states import operation, rejoined, state_part
 from grasp_plugin.errors import Refused
 
 _ADD = {operator.add, operator.iadd, torch.add, "add"}
 _SWAP = {torch.transpose, torch.permute, torch.swapaxes, "transpose", "permute", "swapaxes"}
 _RESHAPE = {torch.flatten, torch.reshape, "flatten", "view", "reshape"}
-_SAME = {"contiguous", "clone", "detach", "to", "float", "double", torch.clone}
+_SAME = {"contiguous", "clone", "detach", "detach_", "to", "float", "double", "cpu", "cuda",
+         torch.clone, torch.detach}  # fmt: skip
+_ZEROS = {torch.zeros_like, torch.empty_like, "new_zeros"}
+_READS = {"item()", "tolist()", "numpy()", "equal()", "allclose()", "is_nonzero()"}
 _DROPOUT = {functional.dropout, functional.dropout1d, functional.dropout2d}
 _BYPASS = (nn.Identity, nn.modules.dropout._DropoutNd)
 
@@ -69,7 +80,7 @@ class _Interpreter:
         self.leads = leads
         self.recorder = Recorder(framework)
         self.means: dict[fx.Node, Any] = {}
-        self.renamed = _renamed(twin)
+        self.renamed = renamed(twin)
 
     def run(self) -> Recorder:
         actions: dict[str, Callable[[fx.Node], Any]] = {
@@ -82,7 +93,11 @@ class _Interpreter:
         }
         for node in self.graph.nodes:
             self.means[node] = actions[node.op](node)
+        self.recorder.returned = {self._path(node) for node in ancestor_calls(node)}
         return self.recorder
+
+    def _path(self, node: fx.Node) -> str:
+        return self.renamed.get(str(node.target), str(node.target))
 
     def _meaning(self, arg: Any) -> Any:
         if isinstance(arg, fx.Node):
@@ -102,7 +117,7 @@ class _Interpreter:
 
     def _module(self, node: fx.Node) -> Any:
         module = self.twin.get_submodule(str(node.target))
-        path = self.renamed.get(str(node.target), str(node.target))
+        path = self._path(node)
         args = [self._meaning(arg) for arg in node.args]
         kwargs = {key: self._meaning(value) for key, value in node.kwargs.items()}
         if self.framework.is_neuron(module):
@@ -128,7 +143,7 @@ class _Interpreter:
     def _neuron(
         self, node: fx.Node, path: str, module: nn.Module, args: list[Any], kwargs: dict[str, Any]
     ) -> Any:
-        bound = _bound(module, args, kwargs)
+        bound = bound_arguments(module, args, kwargs)
         signal = self._signal(node, bound[0][1], allow_zero=True)
         timed = self.framework.is_timed(module)
         if timed and signal.lead == BATCH:
@@ -148,7 +163,7 @@ class _Interpreter:
         call = len(self.recorder.layers[path].calls) - 1
         for state_name, state in bound[1:] or [("state", None)]:
             index = self.framework.state_output(module, state_name)
-            self.recorder.check_state(path, call, index, state)
+            self.recorder.check_state(path, call, index, rejoined(state))
         return Bundle(path, call, result) if isinstance(output, tuple) else result
 
     def _operation(self, node: fx.Node) -> Any:
@@ -156,11 +171,33 @@ class _Interpreter:
         kwargs = {key: self._meaning(value) for key, value in node.kwargs.items()}
         target = node.target
         if not any(_carries(value) for value in (*args, *kwargs.values())):
-            return node.meta[VALUE]
+            return self._constant(node)
+        if not args:
+            raise self._refused(node, "the tensor as first argument", operation(node))
+        if isinstance(target, type) and issubclass(target, tuple):
+            return args
+        if target in _SAME:
+            return self._same(node, args[0])
+        if target in _DROPOUT and not in_training(node):
+            return args[0]
+        if target in _ZEROS:
+            return torch.zeros_like(node.meta[VALUE])
+        if any(isinstance(value, State) for value in (*args, *kwargs.values())):
+            return state_part(node, args, kwargs)
         if target is operator.getitem:
             return self._getitem(node, args[0], args[1])
-        if isinstance(args[0], State):
-            return args[0]
+        return self._on_signal(node, args, kwargs)
+
+    def _constant(self, node: fx.Node) -> Any:
+        """The value, unless it was written over a tensor that stands for zero elsewhere."""
+        value, target = node.meta[VALUE], str(node.target)
+        in_place = node.op == "call_method" and target.endswith("_") and target[-2] != "_"
+        if in_place and isinstance(value, torch.Tensor) and bool(value.any()):
+            raise self._refused(node, "constants that are not changed in place", operation(node))
+        return value
+
+    def _on_signal(self, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        target = node.target
         if target in _ADD and len(args) == 2 and not kwargs:
             return self._add(node, args[0], args[1])
         if target is torch.stack or target == "stack":
@@ -170,21 +207,16 @@ class _Interpreter:
             axis = args[1] if len(args) > 1 else kwargs.get("dim")
             if axis == args[0].axis:
                 return self._sum(node, args[0].items)
-        if target in (torch.zeros_like, "new_zeros", torch.empty_like):
-            return torch.zeros_like(node.meta[VALUE])
         if target in _RESHAPE:
             return self._reshape(node, args[0])
-        if target in _SWAP and _swaps_first_axes(node):
+        if target in _SWAP and swaps_first_axes(node):
             return self._swap(node, args[0])
-        if target in _SAME:
-            return self._same(node, args[0])
-        if target in _DROPOUT and not _training(node):
-            return args[0]
         if target is functional.avg_pool2d:
             return self._layer(node, "avg_pool2d", nn.AvgPool2d(*args[1:], **kwargs), args[0])
-        if not isinstance(node.meta[VALUE], (torch.Tensor, tuple, list)):
+        fact = isinstance(node.meta[VALUE], (bool, int, str, torch.Size, torch.dtype, torch.device))
+        if fact and operation(node) not in _READS:
             return node.meta[VALUE]
-        raise self._refused(node, "layers, sums, flattening and time loops", f"{_name(target)}()")
+        raise self._refused(node, "layers, sums, flattening and time loops", operation(node))
 
     def _signal(self, node: fx.Node, value: Any, allow_zero: bool = False) -> Signal:
         if isinstance(value, Bundle):
@@ -221,7 +253,9 @@ class _Interpreter:
             )
         if len(set(sources)) != len(sources):
             raise self._refused(
-                node, "every source once in a sum (NIR edges have no multiplicity)", str(sources)
+                node,
+                "every source once in a sum (NIR edges have no multiplicity)",
+                " + ".join(say_sources([source]) for source in sources),
             )
         for arg in node.args:
             if isinstance(arg, fx.Node) and not isinstance(self.means[arg], Stack):
@@ -235,8 +269,6 @@ class _Interpreter:
     def _getitem(self, node: fx.Node, value: Any, index: Any) -> Any:
         if isinstance(value, (list, tuple, dict)):
             return value[index]
-        if isinstance(value, State):
-            return value
         if isinstance(value, Bundle):
             if isinstance(index, int):
                 index %= len(node.args[0].meta[VALUE])  # type: ignore[union-attr]
@@ -263,9 +295,9 @@ class _Interpreter:
         if before == after:
             return signal
         if node.target in (torch.flatten, "flatten"):
-            start, end, *_ = (*node.args[1:], *node.kwargs.values(), 0, -1)
-            module = nn.Flatten(int(start), int(end))  # type: ignore[arg-type]
-            return self._layer(node, "flatten", module, signal)
+            given = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False))
+            dims: dict[str, Any] = {"start_dim": 0, "end_dim": -1, **given, **node.kwargs}
+            return self._layer(node, "flatten", nn.Flatten(**dims), signal)
         if after[:lead] != before[:lead] or len(after) != lead + 1:
             raise self._refused(
                 node, "a reshape that flattens all features of a sample", f"{before} to {after}"
@@ -300,40 +332,7 @@ class _Interpreter:
         )
 
 
-def _bound(module: nn.Module, args: list[Any], kwargs: dict[str, Any]) -> list[tuple[str, Any]]:
-    bound = inspect.signature(module.forward).bind(*args, **kwargs)
-    return list(bound.arguments.items())
-
-
-def _renamed(twin: nn.Module) -> dict[str, str]:
-    """Module path -> node name, for the layers of our own step graphs."""
-    names = {}
-    for path, module in twin.named_modules():
-        prefix = f"{path}." if path else ""
-        for inner, name in getattr(module, "node_names", {}).items():
-            names[f"{prefix}{inner}"] = f"{prefix}{name}"
-    return names
-
-
 def _carries(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return any(_carries(item) for item in value)
     return isinstance(value, (Signal, State, Bundle, Stack))
-
-
-def _swaps_first_axes(node: fx.Node) -> bool:
-    """True for a transposition of axes 0 and 1, from the shapes and strides of its value."""
-    before, after = node.args[0].meta[VALUE], node.meta[VALUE]  # type: ignore[union-attr]
-    if not isinstance(before, torch.Tensor) or before.ndim < 2:
-        return False
-    swapped = before.transpose(0, 1)
-    return bool(swapped.shape == after.shape and swapped.stride() == after.stride())
-
-
-def _training(node: fx.Node) -> bool:
-    arguments = dict(zip(("input", "p", "training"), node.args, strict=False)) | dict(node.kwargs)
-    return bool(arguments.get("training", True)) and bool(arguments.get("p", 0.5) != 0)
-
-
-def _name(target: Any) -> str:
-    return target if isinstance(target, str) else getattr(target, "__name__", str(target))

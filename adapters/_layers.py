@@ -96,8 +96,14 @@ def _linear(layer: Layer) -> nir.NIRNode:
         raise refused(
             layer,
             "a vector per sample",
-            f"the shape {layer.input_shape}, of which Linear maps the last axis alone",
-            "Put a Flatten before it",
+            f"the shape {layer.input_shape}, of which Linear maps the last axis alone"
+            if layer.input_shape
+            else "a single number, so the sample has no batch axis (or no time axis)",
+            "Put a Flatten before it, or give the sample of one step, (batch, ...), to a model"
+            " without a time loop"
+            if layer.input_shape
+            else "Give the sample all its axes: (batch, ...), or (time, batch, ...) for a time"
+            " loop",
         )
     if module.bias is None:
         return nir.Linear(weight=array(module.weight))

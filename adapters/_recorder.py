@@ -19,6 +19,7 @@ from grasp_plugin.adapters._signals import (
     Source,
     Stack,
     State,
+    say,
 )
 from grasp_plugin.errors import Refused
 
@@ -34,6 +35,7 @@ class Recorder:
         self.outputs: list[tuple[str, Signal]] = []
         self._shared: dict[tuple[str, str, frozenset[str]], str] = {}
         self.state_inputs: set[str] = set()
+        self.returned: set[str] = set()
 
     @property
     def has_time_loop(self) -> bool:
@@ -107,9 +109,8 @@ class Recorder:
             )
         if fresh and (call == 0 or (state is None and self.framework.keeps_state)):
             return
-        if isinstance(state, State) and (state.leaf, state.call) == (path, call - 1):
-            if state.index == index:
-                return
+        if state == State(path, call - 1, index):
+            return
         if isinstance(state, Signal):
             names = {name for name, _ in state.sources}
             if names <= set(self.inputs):
@@ -120,7 +121,7 @@ class Recorder:
         raise Refused(
             path,
             f"expected call {call + 1} of this neuron to continue the state of call {call},"
-            f" got {'a fresh state' if fresh else state}",
+            f" got {'a fresh state' if fresh else say(state)}",
             "Hand every neuron its own last state: forward(x, state=None) -> (out, state), or a"
             " loop over time that keeps it; give each layer its own neuron module",
         )
@@ -136,8 +137,8 @@ class Recorder:
         if len(signals) != len(items) or len(names) != 1 or not in_order or axis not in (0, 1):
             raise Refused(
                 "stack",
-                f"expected the outputs of one layer at steps 0, 1, ... in order, got {items}",
-                "Stack one layer's outputs over time, along axis 0",
+                f"expected the outputs of one layer at steps 0, 1, ... in order, got {say(items)}",
+                "Stack one layer's outputs over time, along axis 0; call every layer once per step",
             )
         sources = frozenset((name, None) for name in next(iter(names)))
         return Signal(sources, TIME_SECOND if axis else TIME_FIRST)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 Source = tuple[str, "int | None"]
+VALUE = "value"
+"""Key of a node's value in the `meta` of an fx graph."""
 BATCH = ("batch",)
 TIME_FIRST = ("time", "batch")
 TIME_SECOND = ("batch", "time")
@@ -51,11 +53,12 @@ class Signal:
 
 @dataclass(frozen=True)
 class State:
-    """Output `index` (> 0) of call number `call` of a neuron, or a part of it."""
+    """Output `index` (> 0) of call number `call` of a neuron, or field `part` of that tuple."""
 
     leaf: str
     call: int
     index: int
+    part: int | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,31 @@ class Traced:
     edges: list[tuple[str, str]]
     delayed: frozenset[tuple[str, str]]
     outputs: dict[str, list[str]]
+
+
+def say(value: Any) -> str:
+    """A meaning, or several, in words."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(say(item) for item in value) or "nothing"
+    if isinstance(value, State):
+        part = "" if value.part is None else f"part {value.part} of "
+        return f"{part}the state of {value.leaf!r} after call {value.call + 1}"
+    if isinstance(value, Bundle):
+        return f"the output tuple of {value.leaf!r} in call {value.call + 1}"
+    if isinstance(value, Signal):
+        return say_sources(value.sources)
+    return "a constant" if hasattr(value, "shape") else str(value)
+
+
+def say_sources(sources: Iterable[Source]) -> str:
+    """Where a signal comes from: calls of layers, counted from 1, and steps of inputs."""
+    words = []
+    for name, step in sorted(sources, key=str):
+        given = name.startswith(input_source(""))
+        what = f"the input {name.removeprefix(input_source(''))!r}" if given else repr(name)
+        count = "" if step is None else f"step {step} of " if given else f"call {step + 1} of "
+        words.append(f"{count}{what}")
+    return " + ".join(words) or "nothing"
 
 
 def input_source(argument: str) -> str:

@@ -12,14 +12,17 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from grasp_plugin.adapters._agree import agree
 from grasp_plugin.adapters._fx import trace
+from grasp_plugin.adapters._hooks import check_hooks
 from grasp_plugin.adapters._interpret import interpret
+from grasp_plugin.adapters._model_checks import check_model
 from grasp_plugin.adapters._signals import TIME_FIRST, Framework, Traced
-from grasp_plugin.errors import Invalid, Refused
+from grasp_plugin.errors import Invalid
 
 UNROLLED = 3
 """Steps to call a one-step model for: a recurrence over one step shows, one over two is refused."""
@@ -59,25 +62,29 @@ def trace_model(model: nn.Module, sample: Any, framework: Framework) -> Traced:
             f"expected a torch.nn.Module, got {type(model).__name__}",
             "Pass the module itself",
         )
+    check_model(model, framework)
     if framework.is_leaf(model):
         stateful = "state" in inspect.signature(model.forward).parameters
         wrapper = _SingleWithState if stateful else _Single
         model = wrapper(type(model).__name__.lower(), model)
-    _refuse_training(model)
-    _check_neurons(model, framework)
     inputs = _bind(model, sample)
-    recorder = interpret(*trace(model, inputs, framework.is_leaf), framework, {})
+    graph, twin = trace(model, inputs, framework)
+    check_hooks(model, inputs, graph, twin)
+    recorder = interpret(graph, twin, framework, {})
     if not recorder.has_time_loop:
-        unrolled = trace(model, inputs, framework.is_leaf, steps=UNROLLED)
+        unrolled = trace(model, inputs, framework, steps=UNROLLED)
         recorder = interpret(*unrolled, framework, dict.fromkeys(inputs, TIME_FIRST))
     return agree(recorder)
 
 
 def _bind(model: nn.Module, sample: Any) -> dict[str, torch.Tensor]:
-    """The sample's tensors by forward argument; arguments without tensor keep their default."""
+    """The sample's tensors by forward argument; arguments without tensor keep their default.
+
+    NumPy arrays are taken in the dtype of the model.
+    """
     parameters = list(inspect.signature(model.forward).parameters.values())
     names = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    if isinstance(sample, torch.Tensor):
+    if isinstance(sample, (torch.Tensor, np.ndarray)):
         given = dict(zip(names[:1], [sample], strict=True))
     elif isinstance(sample, Mapping):
         given = dict(sample)
@@ -85,42 +92,25 @@ def _bind(model: nn.Module, sample: Any) -> dict[str, torch.Tensor]:
         given = dict(zip(names, sample, strict=False))
     else:
         given = {}
-    given = {name: x for name, x in given.items() if x is not None}
-    bad = [n for n, x in given.items() if n not in names or not isinstance(x, torch.Tensor)]
-    if bad or not given:
+    tensors: dict[str, Any] = {n: _tensor(x, model) for n, x in given.items() if x is not None}
+    bad = [n for n, x in tensors.items() if n not in names or not isinstance(x, torch.Tensor)]
+    if bad or not tensors:
         raise Invalid(
             "sample",
             f"expected a tensor, or one tensor per forward argument of {names},"
-            f" got {type(sample).__name__} with {bad or 'nothing'} unusable",
+            f" got {type(sample).__name__}" + (f" with {bad} unusable" if bad else ""),
             "Pass one time step's input, batch axis first",
         )
-    if any(x.ndim == 0 for x in given.values()):
+    if any(x.ndim == 0 for x in tensors.values()):
         raise Invalid("sample", "expected a batch axis, got a 0-d tensor", "Add a batch axis")
-    return given
+    if any(x.is_meta for x in tensors.values()):
+        raise Invalid("sample", "expected values, got a meta tensor", "Pass torch.zeros(...)")
+    return tensors
 
 
-def _refuse_training(model: nn.Module) -> None:
-    for path, module in model.named_modules():
-        drops = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
-        norms = isinstance(module, nn.modules.batchnorm._BatchNorm)
-        if module.training and (drops or norms):
-            raise Refused(
-                path or type(model).__name__,
-                f"expected {type(module).__name__} in evaluation mode, got training mode",
-                "Call model.eval() first",
-            )
-
-
-def _check_neurons(model: nn.Module, framework: Framework) -> None:
-    inside: tuple[str, ...] = ()
-    for path, module in model.named_modules():
-        if framework.is_neuron(module) and not path.startswith(inside or "\0"):
-            inside = (*inside, f"{path}.")
-            if type(module) not in framework.known:
-                names = ", ".join(kind.__name__ for kind in framework.known)
-                raise Refused(
-                    path,
-                    f"expected one of {names}, got {type(module).__name__}",
-                    "Use a neuron of that list, as it is (not a subclass)",
-                )
-            framework.check(path, module)
+def _tensor(value: Any, model: nn.Module) -> Any:
+    """A numeric array as a tensor in the model's dtype; anything else as it is."""
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
+        return value
+    dtypes = (p.dtype for p in model.parameters() if p.is_floating_point())
+    return torch.from_numpy(value.copy()).to(next(dtypes, torch.get_default_dtype()))

@@ -60,7 +60,8 @@ def from_norse(model: nn.Module, sample: Any, dt: float = 1e-3) -> nir.NIRGraph:
             RecurrentSequential (one output module) or a forward(x, state=None) -> (out, state)
             of your own; it is not changed.
         sample: the input of one step, (batch, ...), for models of cells; (time, batch, ...) with
-            two steps or more for modules with a time axis (LIF, LI, Lift, ...).
+            two steps or more for modules with a time axis (LIF, LI, Lift, ...). A tensor or
+            NumPy array; only its shape and type matter.
         dt: time step in s; every cell's own dt must equal it.
 
     Returns:
@@ -69,7 +70,8 @@ def from_norse(model: nn.Module, sample: Any, dt: float = 1e-3) -> nir.NIRGraph:
 
     Raises:
         Invalid: the sample does not fit the model.
-        Refused: what NIR cannot say: LSNN, AdEx, Izhikevich, refractory cells, unknown layers, ...
+        Refused: what NIR cannot say: LSNN, AdEx, Izhikevich, refractory cells, unknown layers,
+            operations on a hidden state, hooks that change values, ...
 
     Example:
         >>> import norse.torch, torch

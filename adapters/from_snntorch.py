@@ -68,10 +68,11 @@ def from_snntorch(model: nn.Module, sample: Any, dt: float = 1e-4) -> nir.NIRGra
         model: Leaky, RLeaky, Synaptic, RSynaptic or Lapicque neurons with the layers of
             `_layers`, sums, and time loops or one step per call; it is not changed. Weights and
             decays are read as stored, learnable or not. A recurrence must be inside the model:
-            spikes that the caller hands back as an argument are an input of the graph. A one-step
-            forward must not call `utils.reset`, which the trace does not see.
+            spikes that the caller hands back as an argument are an input of the graph. A
+            one-step forward must not call `utils.reset`.
         sample: the input of one step, (batch, ...); (time, batch, ...) with two steps or more if
-            the model loops over time itself. A tuple, list or dict for several inputs.
+            the model loops over time itself. A tuple, list or dict for several inputs. A tensor or
+            NumPy array; only its shape and type matter.
         dt: time step in s. snnTorch has none: it fixes the unit of tau, not the spikes.
 
     Returns:
@@ -80,7 +81,8 @@ def from_snntorch(model: nn.Module, sample: Any, dt: float = 1e-4) -> nir.NIRGra
 
     Raises:
         Invalid: the sample does not fit the model.
-        Refused: what NIR cannot say: inhibition, state_quant, max pooling, unknown layers, ...
+        Refused: what NIR cannot say: inhibition, state_quant, max pooling, unknown layers,
+            operations on a hidden state, hooks that change values, ...
 
     Example:
         >>> import snntorch, torch

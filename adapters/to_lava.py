@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from grasp_plugin.network.network import Network
+from grasp_plugin.network.network import Network, require_network
 from grasp_plugin.runtime.lava_import import kept_logging, require_lava
 
 
@@ -23,6 +23,7 @@ def to_lava(network: Network) -> Any:
         outputs send their membrane (in integers: in units of 1 / (64 scale)).
 
     Raises:
+        Invalid: no Network, such as a NIR graph.
         Refused: Lava is not installed, or its timing or registers cannot express the network.
 
     Example:
@@ -31,6 +32,7 @@ def to_lava(network: Network) -> Any:
         >>> process.output().connect(sink.a_in)                               # doctest: +SKIP
         >>> process.run(RunSteps(100), Loihi2SimCfg(select_tag="floating_pt"))  # doctest: +SKIP
     """
+    require_network(network)
     require_lava()
     from grasp_plugin.processes.network.process import FixedNetwork, FloatNetwork
 

@@ -6,12 +6,12 @@ import argparse
 import json
 import os
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from grasp_plugin.cli_files import check_picture, check_target, in_options, write_arrays
 from grasp_plugin.cli_learn import add_learn, learn
 from grasp_plugin.data.samples import read_spikes
 from grasp_plugin.errors import GraspError, Invalid
@@ -26,12 +26,14 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return int(arguments.verb(arguments))
     except GraspError as error:
-        return _fail(str(error))
+        return _fail(str(in_options(error, arguments)))
     except BrokenPipeError:  # the reader of our output has gone, e.g. `grasp info | head`
         sys.stdout = open(os.devnull, "w")
         return 0
     except OSError as error:
         return _fail(f"{error.filename or 'file'}: {error.strerror or error}")
+    except ValueError as error:  # of a library underneath; 1 would say that `verify` differs
+        return _fail(" ".join(str(error).split()))
 
 
 def _fail(message: str) -> int:
@@ -48,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("models", nargs="+", metavar="MODEL.nir")
     info.set_defaults(verb=_info)
     run = verbs.add_parser("run", help="run a model on an input")
-    run.add_argument("--backend", choices=("lava", "torch"), default="lava")
+    run.add_argument("--backend", choices=("lava", "fused", "torch"), default="lava")
     run.add_argument("--precision", choices=("float", "fixed"), default="float")
     run.add_argument("--output", required=True, metavar="OUT.npz", help="one array per population")
     run.add_argument("--membrane", action="store_true", help="also keep NAME.membrane")
@@ -133,7 +135,8 @@ def _info(arguments: Any) -> int:
             line: dict[str, Any] = {"file": path, "status": "converts", "node": None,
                                     "reason": None, "remedy": None}  # fmt: skip
         except GraspError as error:
-            failed, facts, line = True, {}, {"file": path, **refusal(error)}
+            failed, facts = True, {}
+            line = {"file": path, **refusal(in_options(error, arguments))}
         if arguments.json:
             print(json.dumps({**line, **facts}))
         elif facts and len(arguments.models) == 1:
@@ -157,24 +160,11 @@ def _summary(facts: dict[str, Any]) -> str:
     )
 
 
-def write_arrays(path: str, arrays: dict[str, Any]) -> None:
-    """An .npz with any names as keys, written whole or not at all."""
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, array in arrays.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
-                    np.save(stream, np.asanyarray(array), allow_pickle=False)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _run(arguments: Any) -> int:
     from grasp_plugin import build, quantise
     from grasp_plugin.report import table
 
+    check_target(arguments.output)
     network = _load(arguments.model, arguments)
     spikes = read_spikes(arguments.input)
     if arguments.precision == "fixed":
@@ -207,6 +197,8 @@ def _verify(arguments: Any) -> int:
     from grasp_plugin.report import verification_facts, verification_text
     from grasp_plugin.verify import verify
 
+    if arguments.plot:
+        check_picture(arguments.plot)
     network = _load(arguments.model, arguments)
     spikes = read_spikes(arguments.input)
     result = verify(network, spikes, progress=sys.stderr.isatty())

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from grasp_plugin.accuracy import Curve, prequential
+from grasp_plugin.cli_files import check_picture, check_target
 from grasp_plugin.cli_learn_writes import (
     add_writes,
     check_writes,
@@ -162,8 +163,8 @@ def _check_options(arguments: Any) -> None:
     check_writes(arguments)
     for name in ("output", "plot", "checkpoint"):  # hours of learning must not end in a lost file
         path = getattr(arguments, name)
-        if path and not Path(path).resolve().parent.is_dir():
-            raise Invalid(path, "expected a folder that exists, got none", "Make it first")
+        if path:
+            (check_picture if name == "plot" else check_target)(path)
 
 
 def learning_for(

@@ -18,6 +18,7 @@ from grasp_plugin.errors import Invalid, Refused
 from grasp_plugin.network.hdlif import GradedLayer, check_stack, run_float
 from grasp_plugin.network.hdlif_fixed import FixedLayer
 from grasp_plugin.network.weights import Array
+from grasp_plugin.runtime.inputs import check_numbers
 from grasp_plugin.runtime.lava_import import forget_processes, kept_logging, require_lava
 from grasp_plugin.runtime.session import Closing
 
@@ -65,8 +66,7 @@ class GradedSession(Closing, ABC):
         expected = (f"1..{first.steps}", "batch", first.kernel.shape[1])
         if given.ndim != 3 or given.shape[2] != expected[2] or not 0 < len(given) <= first.steps:
             raise Invalid("x", f"expected {expected}, got {given.shape}", "Pass (time, batch, N_i)")
-        if not np.all(np.isfinite(given)):
-            raise Invalid("x", "expected finite numbers, got NaN or infinity", "Check the input")
+        check_numbers("x", given)
         if not self.fixed:
             return GradedRecording(*self._run(given))
         codes = given / first.input_step

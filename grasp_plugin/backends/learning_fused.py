@@ -21,8 +21,7 @@ from grasp_plugin.network.weights import Array
 from grasp_plugin.runtime.learning import LearningSession, lasting_of, placed, with_states
 from grasp_plugin.runtime.session import (
     Floats,
-    Recording,
-    Spikes,
+    Session,
     in_float_units,
     require_whole_numbers,
 )
@@ -120,12 +119,8 @@ class FusedLearning(LearningSession):
             pre[name] = row[None, part]
         return pre
 
-    def run(
-        self, spikes: Spikes, record: tuple[str, ...] = (), progress: bool = False
-    ) -> Recording:
-        self._require_open()
-        with FusedSession(self.learned()) as session:
-            return session.run(spikes, record=record, progress=progress)
+    def _runner(self) -> Session:
+        return FusedSession(self.learned())
 
     def weights(self) -> dict[str, Array]:
         return {name: np.array(weight, order="C") for name, weight in self._plastic.items()}

@@ -21,8 +21,7 @@ from grasp_plugin.runtime.lava_import import forget_processes, kept_logging, req
 from grasp_plugin.runtime.learning import LearningSession, lasting_of, placed, with_states
 from grasp_plugin.runtime.session import (
     Floats,
-    Recording,
-    Spikes,
+    Session,
     in_float_units,
     require_whole_numbers,
 )
@@ -106,12 +105,8 @@ class LavaLearning(LearningSession):
                     "Accumulate over the sequence, or use Late",
                 )  # fmt: skip
 
-    def run(
-        self, spikes: Spikes, record: tuple[str, ...] = (), progress: bool = False
-    ) -> Recording:
-        self._require_open()
-        with LavaSession(self.learned()) as session:
-            return session.run(spikes, record=record, progress=progress)
+    def _runner(self) -> Session:
+        return LavaSession(self.learned())
 
     def weights(self) -> dict[str, Array]:
         return {

@@ -20,7 +20,7 @@ from grasp_plugin.network.network import Network
 from grasp_plugin.network.weights import Array, Conv
 from grasp_plugin.neurons import lif
 from grasp_plugin.runtime.learning import LearningSession, lasting_of, with_states
-from grasp_plugin.runtime.session import Floats, Recording, Spikes
+from grasp_plugin.runtime.session import Floats, Session
 
 Apply = Callable[[dict[str, Any]], None]
 
@@ -192,12 +192,8 @@ class TorchLearning(LearningSession):
     def _tensor(self, array: Array) -> Tensor:
         return torch.tensor(array, dtype=self._dtype, device=self._device)
 
-    def run(
-        self, spikes: Spikes, record: tuple[str, ...] = (), progress: bool = False
-    ) -> Recording:
-        self._require_open()
-        with TorchSession(self.learned(), device=self._device, dtype=self._dtype) as session:
-            return session.run(spikes, record=record, progress=progress)
+    def _runner(self) -> Session:
+        return TorchSession(self.learned(), device=self._device, dtype=self._dtype)
 
     def weights(self) -> dict[str, Array]:
         return {

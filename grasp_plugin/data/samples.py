@@ -14,6 +14,7 @@ from grasp_plugin.network.network import Network
 from grasp_plugin.network.weights import Array
 
 Samples = tuple[Array, Array]
+TEXT = (".csv", ".tsv", ".txt")
 
 
 def read_spikes(path: str) -> Any:
@@ -22,6 +23,11 @@ def read_spikes(path: str) -> Any:
     Raises:
         Invalid: no such file, pickled objects, or a damaged file.
     """
+    if Path(path).suffix.lower() in TEXT:
+        raise Invalid(
+            path, "expected a .npy or .npz file, got a text file", "Save the numbers with "
+            "numpy.save(path, numpy.loadtxt(...)), time first",
+        )  # fmt: skip
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.lib.npyio.NpzFile):
@@ -31,9 +37,11 @@ def read_spikes(path: str) -> Any:
     except FileNotFoundError as error:
         raise Invalid(path, "expected a file, got none", "Check the path") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+        pickled = "pickled" in str(error)  # NumPy says so of any file that it does not know
         raise Invalid(
-            path, f"expected a .npy or .npz file of numbers, got {error}", "Save it with numpy.save"
-        ) from error
+            path, "expected a .npy or .npz file of numbers, got "
+            f"{'another file, or one of objects' if pickled else error}", "Save it with numpy.save",
+        ) from error  # fmt: skip
 
 
 def read_samples(path: str, network: Network, classes: int) -> Samples:
@@ -49,13 +57,21 @@ def read_samples(path: str, network: Network, classes: int) -> Samples:
     (shape,) = network.inputs.values()
     if Path(path).suffix == ".npz":
         spikes, labels = _read_npz(path, shape)
+    elif Path(path).suffix.lower() in (".npy", *TEXT):
+        raise Invalid(
+            path, "expected an .npz with spikes and labels, or a folder or zip of N-MNIST, got "
+            f"{Path(path).suffix}", "Save it with numpy.savez(path, spikes=..., labels=...)",
+        )  # fmt: skip
     else:
         spikes, labels = _read_nmnist(path, network, shape)
     wrong = labels[(labels < 0) | (labels >= classes)]
     if wrong.size:
+        at = int(np.flatnonzero((labels < 0) | (labels >= classes))[0])
         raise Invalid(
-            path, f"expected labels in 0..{classes - 1}, got {wrong[0]}", "Pass --classes"
-        )
+            path, f"expected labels in 0..{classes - 1}, got {wrong[0]} of sample {at}",
+            "Pass --classes, or mend the label" if wrong.min() >= 0
+            else "Mend the labels: they count from 0",
+        )  # fmt: skip
     return spikes, labels
 
 

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -75,7 +76,8 @@ class GRASP(Transform):
         k, sharpness, gradient: (series,), entry t % series of step t; NaN: not known.
 
     Raises:
-        Invalid: an unknown option; a curvature is needed and the factors hold none.
+        Invalid: an unknown option, or a budget that is none; a curvature is needed and the factors
+            hold none.
         Refused: a score with curvature for a sum over time; a delta already thinned out.
     """
 
@@ -90,6 +92,12 @@ class GRASP(Transform):
     series: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.budget, Budget):
+            share = isinstance(self.budget, Real)
+            raise Invalid(
+                "GRASP", f"expected a budget of learning.budget, got {self.budget!r}",
+                f"Pass GRASP(Fixed({self.budget if share else 0.05}))",
+            )  # fmt: skip
         object.__setattr__(self, "block", tuple(self.block))
         for name, options in (("score", SCORES), ("granularity", GRAINS), ("curvature", KINDS)):
             if getattr(self, name) not in options:

@@ -14,10 +14,17 @@ from typing import Any
 import numpy as np
 
 from grasp_plugin.errors import Invalid, Refused
+from grasp_plugin.learning.dynamics import made_from
 from grasp_plugin.learning.losses import CrossEntropy, Loss, SmoothL1
 from grasp_plugin.learning.ottt import EXACT_RESETS as SUBTRACTIVE
-from grasp_plugin.learning.rule import Plan, Rule, ThreeFactor, Trace, Transform
-from grasp_plugin.learning.signals import Backpropagation, OutputError, Projection, RandomReadout
+from grasp_plugin.learning.rule import Plan, Rule, ThreeFactor, Trace, Transform, check_rate
+from grasp_plugin.learning.signals import (
+    Backpropagation,
+    OutputError,
+    Projection,
+    RandomReadout,
+    check_classes,
+)
 from grasp_plugin.learning.spec import Learning, Signal
 from grasp_plugin.learning.traces import (
     AdaptiveThreshold,
@@ -28,7 +35,7 @@ from grasp_plugin.learning.traces import (
     SynapticExponential,
 )
 from grasp_plugin.learning.transforms import L1, BurnIn, Late
-from grasp_plugin.network.network import Network, Population
+from grasp_plugin.network.network import Network, Population, require_network
 from grasp_plugin.network.schedule import arrival_steps
 from grasp_plugin.neurons.surrogate import (
     FastSigmoid,
@@ -139,8 +146,13 @@ def decolle_for(
         official: half of the spikes dropped on the way to the readout, unless dropout is given.
 
     Raises:
-        Invalid: an unknown frozen name.
+        Invalid: no Network; an unknown frozen name; classes or a learning rate that are none.
         Refused: no spiking population.
+
+    Warns:
+        UserWarning: when it is built, if a pooling or convolution that is folded into a dense
+            matrix learns: its shared weights learn each for themselves, and zeros too. Freeze it,
+            or learn it in its own framework.
 
     References:
         As `decolle`.
@@ -150,6 +162,9 @@ def decolle_for(
         step's class. Dropout is off where the class is read. The trace is that of the network's
         own neuron.
     """
+    require_network(network)
+    check_classes("classes", classes)
+    check_rate("learning_rate", learning_rate)
     populations = [p for p in network.populations if p.spiking]
     if not populations:
         raise Refused("network", "expected a spiking population, got none", "Add one")
@@ -168,7 +183,7 @@ def decolle_for(
             exact_trace(p, trace), surrogate or FastSigmoid(10.0), learning_rate, name="decolle"
         )
         plans |= _into(network, p, rule, after, frozen)
-    return Learning(plans, signals, classes, populations[-1].name)
+    return Learning(plans, signals, classes, populations[-1].name, made_from(network))
 
 
 def etlp_for(
@@ -201,6 +216,9 @@ def etlp_for(
         Invalid: the output has not one neuron a class, or v_th <= 0 or not the same for all.
         Refused: as `exact_trace`.
 
+    Warns:
+        UserWarning: as `decolle_for`.
+
     References:
         As `etlp`.
 
@@ -209,6 +227,7 @@ def etlp_for(
         own population.
     """
     top = output_of(network, classes)
+    check_rate("learning_rate", learning_rate)
     signals: dict[str, Signal] = {}
     plans: dict[str, Rule] = {}
     for i, p in enumerate(network.populations):
@@ -224,7 +243,7 @@ def etlp_for(
         )  # fmt: skip
         after = (L1(learning_rate * l1),) if l1 and p.name != top else ()
         plans |= _into(network, p, rule, after, frozen)
-    return Learning(plans, signals, classes, top)
+    return Learning(plans, signals, classes, top, made_from(network))
 
 
 def _masked(trace: Trace, official: bool) -> Trace:
@@ -277,10 +296,14 @@ def ottt_for(
         Invalid: the output has not one neuron a class.
         Refused: as `exact_trace`.
 
+    Warns:
+        UserWarning: as `decolle_for`.
+
     References:
         As `ottt`.
     """
     top = output_of(network, classes)
+    check_rate("learning_rate", learning_rate)
     signal = Backpropagation(loss or CrossEntropy(), Sigmoid(slope))
     plans: dict[str, Rule] = {}
     late = late_steps(network, top) if pipelined else {}
@@ -291,7 +314,8 @@ def ottt_for(
             Sigmoid(slope) if p.spiking else None, learning_rate, name="ottt",
         )  # fmt: skip
         plans |= _into(network, p, rule, after, frozen, official and memory)
-    return Learning(plans, {p.name: signal for p in network.populations}, classes, top)
+    signals: dict[str, Signal] = {p.name: signal for p in network.populations}
+    return Learning(plans, signals, classes, top, made_from(network))
 
 
 def sltt_for(network: Network, classes: int, learning_rate: float, **options: Any) -> Learning:
@@ -310,7 +334,7 @@ def scheduled(
     Raises:
         Invalid: an unknown name.
     """
-    for name in only or ():
+    for name in names_of("only", only or ()):
         if name not in learning.plans:
             raise Invalid(
                 name, f"expected a plan, one of {', '.join(learning.plans)}, got none", "Check it"
@@ -327,6 +351,19 @@ def scheduled(
     return replace(learning, plans=plans)
 
 
+def names_of(argument: str, given: Collection[str]) -> Collection[str]:
+    """The names given, unless they are one string, which would be taken letter by letter.
+
+    Raises:
+        Invalid: a string.
+    """
+    if isinstance(given, str):
+        raise Invalid(
+            argument, f"expected a list of names, got the string {given!r}", f"Pass [{given!r}]"
+        )
+    return given
+
+
 def late_steps(network: Network, top: str) -> dict[str, int]:
     """By how many steps the error of `top` reaches each population late on Lava."""
     arrival = arrival_steps(network)
@@ -339,6 +376,8 @@ def output_of(network: Network, classes: int) -> str:
     Raises:
         Invalid: none, several, or another size.
     """
+    require_network(network)
+    check_classes("classes", classes)
     names = list(dict.fromkeys(network.outputs.values()))
     if len(names) != 1 or network[names[0]].size != classes:
         sizes = {name: network[name].size for name in names}
@@ -371,7 +410,7 @@ def _into(
         if b.target == p.name:
             out[b.name] = plan(Instant() if official else rule.trace)
     known = {k.name for k in network.projections} | {b.name for b in network.biases}
-    for name in frozen:
+    for name in names_of("frozen", frozen):
         if name not in known:
             raise Invalid(
                 name, f"expected a projection or bias, one of {', '.join(sorted(known))}",

@@ -18,6 +18,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -266,7 +267,7 @@ class ThreeFactor(Rule):
         c       bias           -     a trace; Instant(): c = 1; None: no bias
 
     Raises:
-        Invalid: a factor that the rule needs is missing.
+        Invalid: a learning rate that is no finite number; a factor that the rule needs is missing.
     """
 
     trace: Trace
@@ -274,6 +275,9 @@ class ThreeFactor(Rule):
     learning_rate: float
     bias: Trace | None = None
     name: str = field(default="rule", compare=False)
+
+    def __post_init__(self) -> None:
+        check_rate(self.name, self.learning_rate, signed=True)
 
     def init(self, weight: Array, *, batch: int = 1) -> State:
         state = {"trace": self.trace.init(weight, batch=batch)}
@@ -322,6 +326,25 @@ class ThreeFactor(Rule):
     def _pair(self, error: Array, value: Array) -> Outer | PerSynapse:
         kind = Outer if value.ndim == 2 else PerSynapse
         return kind(error, value, -self.learning_rate)
+
+
+def check_rate(culprit: str, rate: Any, *, signed: bool = False) -> None:
+    """Refuse a learning rate that is no finite number >= 0.
+
+    An array, as meta-learning has it, is not looked into.
+
+    Args:
+        signed: a rule alone may go up its gradient; in a network none may.
+
+    Raises:
+        Invalid: names the culprit and the rate.
+    """
+    if hasattr(rate, "shape") and not isinstance(rate, Real):
+        return
+    number = not isinstance(rate, bool) and isinstance(rate, Real) and math.isfinite(rate)
+    if not number or (rate < 0 and not signed):
+        wanted = "a finite learning_rate" if signed else "learning_rate >= 0"
+        raise Invalid(culprit, f"expected {wanted}, got {rate!r}", "Pass a finite number")
 
 
 def counter(like: Array) -> Array:

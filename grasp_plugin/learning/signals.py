@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ class RandomReadout:
                 seed            -     ()
 
     Raises:
-        Invalid: dropout or feedback_noise outside [0, 1).
+        Invalid: classes that are no integer >= 1; dropout or feedback_noise outside [0, 1).
 
     References:
         Kaiser et al. 2020; authors' code, lenet_decolle_model.py:142-181, 236-238 and
@@ -67,6 +68,7 @@ class RandomReadout:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_classes("RandomReadout", self.classes)
         for name in ("dropout", "feedback_noise"):
             value = getattr(self, name)
             if not 0 <= value < 1:
@@ -109,6 +111,19 @@ class RandomReadout:
         feedback = state.get("feedback", state["readout"])
         e = self.loss.gradient(y, target, mask) @ feedback * keep
         return e, {**state, "step": state["step"] + 1}
+
+
+def check_classes(culprit: str, classes: Any) -> None:
+    """Refuse a number of classes that is no integer >= 1.
+
+    Raises:
+        Invalid: names the culprit and what was got.
+    """
+    if isinstance(classes, bool) or not isinstance(classes, Integral) or int(classes) < 1:
+        raise Invalid(
+            culprit, f"expected classes, an integer >= 1, got {classes!r}",
+            "Pass how many labels there are",
+        )  # fmt: skip
 
 
 def activity_penalty(u: Array, strength: float) -> Array:
@@ -167,6 +182,7 @@ class Projection:
     matrix_seed: int | None = None
 
     def __post_init__(self) -> None:
+        check_classes("Projection", self.classes)
         if not 0 <= self.probability <= 1:
             raise Invalid(
                 "Projection", f"expected probability in [0, 1], got {self.probability}",

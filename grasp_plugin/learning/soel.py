@@ -9,9 +9,18 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from grasp_plugin.errors import Invalid, Refused
+from grasp_plugin.learning.dynamics import made_from
 from grasp_plugin.learning.losses import CrossEntropy, Loss
 from grasp_plugin.learning.recipes import exact_trace, output_of
-from grasp_plugin.learning.rule import Array, Factors, Plan, Rule, ThreeFactor, Transform
+from grasp_plugin.learning.rule import (
+    Array,
+    Factors,
+    Plan,
+    Rule,
+    ThreeFactor,
+    Transform,
+    check_rate,
+)
 from grasp_plugin.learning.signals import Backpropagation
 from grasp_plugin.learning.spec import Learning
 from grasp_plugin.network.meta_hints import MetaHints
@@ -52,6 +61,7 @@ class Soel(ThreeFactor):
     error_threshold: float = 0.05
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_number("Soel", "error_threshold", self.error_threshold)
 
     def error(self, factors: Factors) -> Array:
@@ -92,7 +102,7 @@ def soel_for(
             threshold that is no number, negative or not finite.
         Refused: as `exact_trace`.
     """
-    _check_number("soel_for", "learning_rate", learning_rate)
+    check_rate("soel_for", learning_rate)
     top = network[output_of(network, classes)]
     surrogate = FastSigmoid(10.0) if top.spiking else None
     rule = Soel(
@@ -103,7 +113,7 @@ def soel_for(
     if bias:
         plans |= {b.name: rule for b in network.biases if b.target == top.name}
     signal = Backpropagation(loss or CrossEntropy(), FastSigmoid(10.0))
-    return Learning(plans, {top.name: signal}, classes, top.name)
+    return Learning(plans, {top.name: signal}, classes, top.name, made_from(network))
 
 
 def learning_of(

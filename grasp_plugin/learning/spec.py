@@ -9,10 +9,17 @@ from typing import Any
 import numpy as np
 
 from grasp_plugin.errors import Invalid, Refused
-from grasp_plugin.learning.rule import Array, Plan, Rule, ThreeFactor
-from grasp_plugin.learning.signals import Backpropagation, OutputError, Projection, RandomReadout
+from grasp_plugin.learning.dynamics import Made, check_dynamics, warn_of_tied
+from grasp_plugin.learning.rule import Array, Plan, Rule, ThreeFactor, check_rate
+from grasp_plugin.learning.signals import (
+    Backpropagation,
+    OutputError,
+    Projection,
+    RandomReadout,
+    check_classes,
+)
 from grasp_plugin.learning.transforms import Late
-from grasp_plugin.network.network import Network, Population
+from grasp_plugin.network.network import Network, Population, require_network
 from grasp_plugin.network.network import Projection as Synapses
 from grasp_plugin.network.weights import Conv
 
@@ -30,12 +37,16 @@ class Learning:
         classes: number of classes, C.
         readout: the population that the class is read from; its random readout's logits if it has
             one, else its own C outputs.
+        made_from: the populations that the plans were made for, see `dynamics`; filled in by
+            `decolle_for` and the others, so that plans of another network are refused. None: not
+            known, nothing is compared.
     """
 
     plans: Mapping[str, Rule]
     signals: Mapping[str, Signal]
     classes: int
     readout: str
+    made_from: Made | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,12 +75,36 @@ def check(network: Network, learning: Learning) -> None:
     """Refuse a `Learning` that does not fit a network.
 
     Raises:
-        Invalid: an unknown name, a plan without a signal, a signal of another number of classes.
+        Invalid: no plan; a learning rate below 0; an unknown name; a plan without a signal; a
+            signal of another number of classes; plans that were made for other neurons.
         Refused: weights, delays or signals that the learner cannot express.
+
+    Warns:
+        UserWarning: a plan for a pooling or convolution that is folded into a dense matrix.
     """
+    require_network(network)
+    check_classes("classes", learning.classes)
+    if not learning.plans:
+        raise Invalid(
+            "plans", "expected something left to learn, got no plans", "Freeze fewer projections "
+            "and biases, or build without plans to run only",
+        )  # fmt: skip
+    _check_plans(network, learning)
+    _check_signals(network, learning)
+    if learning.made_from is not None:
+        check_dynamics(network, learning.made_from)
+    warn_of_tied(network, learning.plans, learning.made_from)
+
+
+def targets_of(network: Network) -> dict[str, str]:
+    """By projection and bias, the population that it ends at."""
+    biases = {b.name: b.target for b in network.biases}
+    return {k.name: k.target for k in network.projections} | biases
+
+
+def _check_plans(network: Network, learning: Learning) -> None:
     names = {k.name: k for k in network.projections}
-    targets = {n: k.target for n, k in names.items()} | {b.name: b.target for b in network.biases}
-    populations = {p.name for p in network.populations}
+    targets = targets_of(network)
     for name, rule in learning.plans.items():
         if name not in targets:
             raise Invalid(
@@ -83,7 +118,11 @@ def check(network: Network, learning: Learning) -> None:
                 name, f"expected a signal for its target {targets[name]!r}, got none",
                 f"Pass signals={{{targets[name]!r}: ...}}",
             )  # fmt: skip
-        _check_weight(name, names.get(name), rule)
+        _check_plan(name, names.get(name), rule)
+
+
+def _check_signals(network: Network, learning: Learning) -> None:
+    populations, targets = {p.name for p in network.populations}, targets_of(network)
     for p in (*learning.signals, learning.readout):
         if p not in populations:
             raise Invalid(
@@ -167,7 +206,12 @@ def _check_carrier(k: Synapses, learning: Learning) -> None:
         )  # fmt: skip
 
 
-def _check_weight(name: str, k: Any, rule: Rule) -> None:
+def _check_plan(name: str, k: Any, rule: Rule) -> None:
+    inner = rule
+    while isinstance(inner, Plan):
+        inner = inner.rule
+    if isinstance(inner, ThreeFactor):
+        check_rate(name, inner.learning_rate)
     transforms = getattr(rule, "transforms", ())
     if any(isinstance(t, Late) for t in transforms[:-1]):
         raise Invalid(name, "expected Late as the last transform, got others behind it", "Reorder")
@@ -182,9 +226,6 @@ def _check_weight(name: str, k: Any, rule: Rule) -> None:
         raise Refused(
             name, "expected one delay for all synapses that learn, got one each", "Use one delay"
         )
-    inner = rule
-    while isinstance(inner, Plan):
-        inner = inner.rule
     if isinstance(inner, ThreeFactor) and inner.bias is not None:
         raise Invalid(
             name, "expected a rule without its own bias, since in a network a bias has a plan of "

@@ -14,7 +14,7 @@ import nir
 import numpy as np
 
 from grasp_plugin.errors import Invalid, Refused
-from grasp_plugin.network.hints import read_hints
+from grasp_plugin.network.hints import read_hints, seconds
 from grasp_plugin.neurons.lif_fixed import check_registers
 
 Population = Any  # network.network.Population, which calls this module
@@ -109,11 +109,11 @@ def refuse_other_step(name: str, node: nir.NIRNode, dt_s: float | None) -> None:
     """Raise `Refused` where an adaptive node would be read with another dt than it was written."""
     own = read_hints(node).get("dt_s")
     if has_adaptation(node) and own is not None and dt_s is not None:
-        if not np.isclose(float(own), dt_s, rtol=1e-6, atol=0):
+        own = seconds(f"{name}, hint dt_s", own, "Write it as a number of seconds")
+        if not np.isclose(own, dt_s, rtol=1e-6, atol=0):
             raise Refused(
                 name,
-                f"expected dt_s = {float(own):g}, the step that its rho and n_ref count in, got "
-                f"{dt_s:g}",
+                f"expected dt_s = {own:g}, the step that its rho and n_ref count in, got {dt_s:g}",
                 "Keep dt_s, or change rho, n_ref and dt_s in the node's hints",
             )
 

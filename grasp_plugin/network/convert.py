@@ -9,9 +9,9 @@ import numpy as np
 
 from grasp_plugin.errors import Invalid
 from grasp_plugin.network.adaptation import refuse_other_step
-from grasp_plugin.network.discretise import Discretisation
 from grasp_plugin.network.graph import SPIKING, flatten
 from grasp_plugin.network.hints import read_hints, write_hints
+from grasp_plugin.network.policy import Discretisation, require_policy
 
 
 def with_choices(
@@ -29,6 +29,7 @@ def with_choices(
         Invalid: a malformed graph, or a reset for a node that does not spike.
         Refused: another dt_s for an adaptive node, whose hints count in steps.
     """
+    require_policy(policy)
     flat = flatten(graph)
     if flatten_nested:
         out = nir.NIRGraph(

@@ -11,7 +11,7 @@ within 1e-6 of 1 is taken as 1 (files store tau and r in float32).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import nir
@@ -23,66 +23,19 @@ from grasp_plugin.network import weights as W
 from grasp_plugin.network.adaptation import adaptation_of
 from grasp_plugin.network.fold import Signal, incoming
 from grasp_plugin.network.graph import NEURONS, SPIKING, FlatGraph, flatten
-from grasp_plugin.network.hints import RESETS, read_hints, refuse_dirac, refuse_graded
+from grasp_plugin.network.hints import (
+    RESETS,
+    read_hints,
+    refuse_dirac,
+    refuse_graded,
+    seconds,
+)
 from grasp_plugin.network.network import Bias, Network, Population, Projection, evaluation_order
+from grasp_plugin.network.policy import INTEGRATORS as INTEGRATORS
+from grasp_plugin.network.policy import SCHEMES as SCHEMES
+from grasp_plugin.network.policy import SOURCE_DT_S, one_of, require_policy
+from grasp_plugin.network.policy import Discretisation as Discretisation
 from grasp_plugin.network.weights import Array, Weight
-
-SCHEMES = {
-    "euler": "decay 1 - dt/tau, gain dt/tau (snnTorch, Norse)",
-    "exponential": "decay exp(-dt/tau), gain 1 - exp(-dt/tau)",
-    "exponential-euler-gain": "decay exp(-dt/tau), gain dt/tau",
-}
-INTEGRATORS = {
-    "per-step": "IF and I add r * input each step (snnTorch, Norse, sinabs)",
-    "physical": "IF and I add dt * r * input each step",
-}
-SOURCE_DT_S = {"snntorch": 1e-4, "norse": 1e-3}
-
-
-@dataclass(frozen=True)
-class Discretisation:
-    """How a graph in continuous time becomes steps. A field left None is read from the hints.
-
-    Args:
-        dt_s: seconds a step; by default the graph's hint, else the preset of `source`.
-        reset: one of `hints.RESETS` for all spiking nodes, or a mapping of node name to reset with
-            "*" for the others.
-        scheme: one of `SCHEMES`.
-        integrator: one of `INTEGRATORS`, for IF and I.
-        loop: for loops through several populations, "each" (every projection inside a loop takes
-            one step) or the feedback edges ((source, target), ...) that take one step while the
-            others take none. A population's projection onto itself always takes one step.
-        source: "snntorch" (dt 1e-4 s), "norse" (dt 1e-3 s) or "nir" (no preset).
-
-    Raises:
-        Invalid: an unknown name or a dt that is not positive and finite.
-    """
-
-    dt_s: float | None = None
-    reset: str | Mapping[str, str] | None = None
-    scheme: str = "euler"
-    integrator: str = "per-step"
-    loop: str | tuple[tuple[str, str], ...] | None = None
-    source: str | None = None
-
-    def __post_init__(self) -> None:
-        _one_of("scheme", self.scheme, SCHEMES)
-        _one_of("integrator", self.integrator, INTEGRATORS)
-        if self.source is not None:
-            _one_of("source", self.source, {**SOURCE_DT_S, "nir": 0.0})
-        given = self.reset.values() if isinstance(self.reset, Mapping) else [self.reset]
-        for reset in given:
-            if reset is not None:
-                _one_of("reset", reset, RESETS)
-        if isinstance(self.loop, str):
-            _one_of("loop", self.loop, {"each": ""})
-        if self.dt_s is not None and not (np.isfinite(self.dt_s) and self.dt_s > 0):
-            raise Invalid("dt_s", f"expected seconds > 0, got {self.dt_s!r}", "Pass e.g. 1e-3")
-
-
-def _one_of(field: str, value: Any, options: Mapping[str, Any]) -> None:
-    if value not in options:
-        raise Invalid(field, f"expected one of {', '.join(options)}, got {value!r}", "Pick one")
 
 
 def discretise(graph: nir.NIRGraph, policy: Discretisation | None = None) -> Network:
@@ -94,15 +47,19 @@ def discretise(graph: nir.NIRGraph, policy: Discretisation | None = None) -> Net
         policy: the open choices; by default all from the hints that our exporters write.
 
     Returns:
-        A float `Network`. Populations bear their NIR node's (full) name. An Output fed by linear
-        nodes becomes a memoryless, non-spiking population that bears the Output's name.
+        A float `Network`. Populations bear their NIR node's (full) name and have its shape. An
+        Output fed by linear nodes becomes a memoryless, non-spiking population that bears the
+        Output's name and has its shape. Any other Output, one behind a Flatten too, stands for the
+        population that it shows, and recordings have that population's shape: (2, 3, 3) where the
+        Output node says (18,), in the same C order.
 
     Raises:
-        Invalid: the graph is malformed.
+        Invalid: the graph or a hint in it is malformed, or `policy` is no `Discretisation`.
         MissingChoice: a choice that changes the spikes was made by neither caller nor hints.
         Refused: the graph is sound but cannot be expressed exactly, e.g. tau < dt.
     """
-    policy = policy or Discretisation()
+    policy = Discretisation() if policy is None else policy
+    require_policy(policy)
     flat = flatten(graph)
     refuse_dirac(flat.nodes, flat.hints)
     refuse_graded(flat.nodes)
@@ -139,8 +96,10 @@ def _complete(flat: FlatGraph, policy: Discretisation) -> Discretisation:
     """Fill dt, source and loop from hints; hints that contradict one another are refused."""
     hints = [("graph", flat.hints)] + [(n, read_hints(node)) for n, node in flat.nodes.items()]
     source = policy.source or flat.hints.get("source")
+    if source is not None:
+        one_of("graph, hint source", source, {**SOURCE_DT_S, "nir": 0.0})
     unit = flat.hints.get("time_unit", "s")
-    if unit != "s":
+    if not isinstance(unit, str) or unit != "s":
         raise Refused(
             "graph",
             f"expected times in seconds, got time_unit {unit!r}",
@@ -148,7 +107,11 @@ def _complete(flat: FlatGraph, policy: Discretisation) -> Discretisation:
         )
     dt = policy.dt_s
     if dt is None:
-        found = {float(h["dt_s"]): n for n, h in hints if h.get("dt_s") is not None}
+        remedy = "Write it as a number of seconds, or pass dt_s"
+        found = {
+            seconds(f"{n}, hint dt_s", h["dt_s"], remedy): n
+            for n, h in hints if h.get("dt_s") is not None
+        }  # fmt: skip
         if len(found) > 1:
             listed = ", ".join(f"{v} s at {n}" for v, n in found.items())
             raise Refused("graph", f"expected one dt, got {listed}", "Pass dt_s")
@@ -176,7 +139,7 @@ def _reset_of(name: str, node: Any, policy: Discretisation) -> str | None:
     if isinstance(node, nir.Threshold):
         return "none"  # memoryless
     hints = read_hints(node)
-    if hints.get("comparator", ">") != ">":
+    if not isinstance(hints.get("comparator", ">"), str) or hints.get("comparator", ">") != ">":
         raise Refused(
             name,
             f"expected a spike where v > v_threshold, got comparator {hints['comparator']!r}",
@@ -188,7 +151,7 @@ def _reset_of(name: str, node: Any, policy: Discretisation) -> str | None:
     reset = given or hints.get("reset")
     if reset is None:
         raise MissingChoice(name, "reset", RESETS)
-    if reset not in RESETS:
+    if not isinstance(reset, str) or reset not in RESETS:
         raise Refused(name, f"expected a reset of {', '.join(RESETS)}, got {reset!r}", "Pass reset")
     return str(reset)
 
@@ -282,8 +245,10 @@ def _decay(name: str, field: str, tau: Array, policy: Discretisation) -> tuple[A
         if np.any(ratio > 1 + 1e-9):
             raise Refused(
                 name,
-                f"expected {field} >= dt = {dt:.6g} s with forward Euler, got {tau.min():.6g} s",
-                "Choose a smaller dt, check the time unit, or pass scheme='exponential'",
+                f"expected {field} >= dt = {dt:.12g} s with forward Euler, got {tau.min():.12g} s, "
+                f"{(dt - tau.min()) / dt:.2g} of dt too short",
+                f"Choose a smaller dt, at most {float(tau.min())!r} s, check the time unit, or "
+                "pass scheme='exponential'",
             )
         ratio = np.minimum(ratio, 1.0)
         return ratio, ratio

@@ -23,7 +23,7 @@ from typing import Any
 import nir
 import numpy as np
 
-from grasp_plugin.errors import Refused
+from grasp_plugin.errors import Invalid, Refused
 
 KEY = "grasp_plugin"
 SPIKE_AREA, DIRAC = "spike_area", "dirac"
@@ -54,6 +54,22 @@ def write_hints(node: nir.NIRNode, **hints: Any) -> None:
     metadata = dict(node.metadata) if isinstance(node.metadata, dict) else {}
     metadata[KEY] = {**metadata.get(KEY, {}), **hints}
     node.metadata = metadata
+
+
+def seconds(culprit: str, value: Any, remedy: str) -> float:
+    """A time step as a float.
+
+    Args:
+        culprit: the argument or hint, for the message; remedy: what to do about it.
+
+    Raises:
+        Invalid: text, an array, or a number that is not positive and finite.
+    """
+    array = np.asarray(value)
+    number = array.ndim == 0 and array.dtype.kind in "iuf"
+    if not (number and np.isfinite(array) and array > 0):
+        raise Invalid(culprit, f"expected seconds > 0, got {value!r}", remedy)
+    return float(array)
 
 
 def refuse_dirac(nodes: Mapping[str, nir.NIRNode], hints: Mapping[str, Any]) -> None:

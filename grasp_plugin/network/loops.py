@@ -19,12 +19,32 @@ from grasp_plugin.network.network import Projection
 Loop = str | tuple[tuple[str, str], ...] | None
 
 
+def check_choice(loop: object) -> None:
+    """Raise `Invalid` unless it is None, "each" or a tuple of (source, target) pairs of names."""
+    edges = loop if isinstance(loop, tuple) else ()
+    if all(
+        isinstance(e, tuple) and len(e) == 2 and all(isinstance(n, str) for n in e) for e in edges
+    ) and (loop is None or loop == "each" or isinstance(loop, tuple)):
+        return
+    raise Invalid(
+        "loop",
+        f"expected 'each' or a tuple of (source, target) pairs, got {loop!r}",
+        "Pass e.g. loop=(('a', 'b'),)",
+    )
+
+
 def from_hint(value: object) -> Loop:
     """The `loop` hint: "each", or "a->b;c->d"."""
     if not isinstance(value, str) or value in ("", "each"):
         return value if value == "each" else None
     edges = [tuple(edge.split("->")) for edge in value.split(";")]
-    return tuple((e[0], e[1]) for e in edges if len(e) == 2)
+    if any(len(edge) != 2 for edge in edges):
+        raise Invalid(
+            "graph",
+            f"expected the hint loop as 'each' or 'a->b;c->d', got {value!r}",
+            "Pass loop, or write the file again",
+        )
+    return tuple((edge[0], edge[1]) for edge in edges)
 
 
 def components(projections: Sequence[Projection]) -> dict[str, int]:
@@ -43,7 +63,7 @@ def with_loop_delays(projections: Sequence[Projection], loop: Loop) -> list[Proj
 
     Raises:
         MissingChoice: a loop through several populations, and no choice was made.
-        Invalid: a feedback edge that names no projection.
+        Invalid: a feedback edge that names no projection, or one that lies in no loop.
     """
     component = components(projections)
     inside = [p.source != p.target and component[p.source] == component[p.target]
@@ -60,16 +80,28 @@ def with_loop_delays(projections: Sequence[Projection], loop: Loop) -> list[Proj
             },
         )
     feedback = set(loop) if isinstance(loop, tuple) else set()
-    unknown = feedback - {(p.source, p.target) for p in projections}
-    if unknown:
-        raise Invalid(
-            f"{sorted(unknown)[0]}",
-            "expected feedback edges between populations, got one that is no projection",
-            f"Pick from {sorted({(p.source, p.target) for p in projections})}",
-        )
+    _check_feedback(feedback, projections, component)
     out = []
     for p, yes in zip(projections, inside, strict=True):
         one_step = p.source == p.target or (p.source, p.target) in feedback
         one_step = one_step or (yes and loop == "each")
         out.append(replace(p, delay_steps=p.delay_steps + 1) if one_step else p)
     return out
+
+
+def _check_feedback(
+    feedback: set[tuple[str, str]],
+    projections: Sequence[Projection],
+    component: dict[str, int],
+) -> None:
+    edges = {(p.source, p.target) for p in projections}
+    inside = sorted(edge for edge in edges if component[edge[0]] == component[edge[1]])
+    for source, target in sorted(feedback - set(inside)):
+        known = (source, target) in edges
+        got = "one that lies in no loop" if known else "one that is no projection"
+        options = f"Pick from {inside}" if inside else "Leave loop out: the network has no loop"
+        raise Invalid(
+            f"{source}->{target}",
+            f"expected feedback edges between populations in a loop, got {got}",
+            options + ("; for a delay put a Delay node into the graph" if known else ""),
+        )

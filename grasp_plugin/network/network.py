@@ -238,6 +238,16 @@ class Network:
         return "\n".join(lines)
 
 
+def require_network(value: object) -> None:
+    """Raise `Invalid` unless the value is a `Network`."""
+    if not isinstance(value, Network):
+        raise Invalid(
+            "network",
+            f"expected a Network, got {type(value).__name__}",
+            "Pass discretise(graph), and for a file discretise(read_nir(path))",
+        )
+
+
 def evaluation_order(names: list[str], projections: tuple[Projection, ...]) -> list[str]:
     """Names sorted so that every undelayed projection goes forward.
 

@@ -14,7 +14,9 @@ the largest for which thresholds, drive, exponents, the range of u (it wraps wit
 be driven to if all inputs that a reset does not check came at once, within 8 to 64 thresholds (as
 raised by one spike where they adapt); a larger S makes thresholds finer, never weights. No
 parameter is clipped: what does not fit makes S smaller, and no S at all is refused. A membrane that
-saturates all the same is counted by the Lava session (`Recording.saturated`).
+saturates all the same is counted by the Lava session (`Recording.saturated`). All weights of a
+projection are rounded to one step: where that takes all non-zero weights of a neuron, a warning
+says so; where it takes all of the projection, that is an error.
 
 Weights that learn drive more than they first did. S is then the largest for which u still fits with
 every plastic weight at its limit 256 2^e,
@@ -29,20 +31,30 @@ Source: Lava 0.10 (lava/proc/lif, dense, utils/weightutils), see `neurons.lif_fi
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
+import scipy.sparse as sp
 
 from grasp_plugin.errors import Invalid, Refused
 from grasp_plugin.network import weights as W
-from grasp_plugin.network.network import Network, Population, Projection
+from grasp_plugin.network.network import (
+    Bias,
+    Network,
+    Population,
+    Projection,
+    require_network,
+)
 from grasp_plugin.network.scales import DECAY_ONE as DECAY_ONE
 from grasp_plugin.network.scales import MIXED_MAX, FanIn, scale_of
 from grasp_plugin.network.scales import integers as integers
 from grasp_plugin.network.scales import weight_limit as weight_limit
-from grasp_plugin.network.weights import Weight
+from grasp_plugin.network.weights import Array, Conv, Weight
 from grasp_plugin.neurons.lif_fixed import check_registers
+
+log = logging.getLogger(__name__)
 
 
 def quantise(
@@ -75,28 +87,14 @@ def quantise(
     Raises:
         Refused: a population for which no scale fits; a membrane (LI, CubaLI, I) that feeds another
             population, since its graded value has another scale than a spike.
-        Invalid: the network is in integers already, an input_max is not positive, growth or room is
-            below 1, or a plastic name is unknown.
+        Invalid: the network is in integers already, an input_max or headroom is not positive,
+            growth or room is below 1, a name is unknown, or a projection's weights all round to 0.
     """
-    for given, least in (("growth", growth), ("room", 1.0 if room is None else room)):
-        if not 1 <= least < np.inf:
-            raise Invalid(given, f"expected {given} >= 1, got {least}", "Pass 2 or more")
-    known = {k.name for k in network.projections} | {b.name for b in network.biases}
-    for name in plastic:
-        if name not in known:
-            raise Invalid(name, f"expected a projection or bias, one of {', '.join(known)}", "Fix")
+    require_network(network)
+    _check_numbers(growth, room, headroom)
+    _check_network(network, plastic)
     grows = dict.fromkeys(plastic, growth)
-    if network.precision != "float":
-        raise Invalid("network", "expected float precision, got integers", "Quantise once")
     maxima = _input_maxima(network, input_max)
-    for k in network.projections:
-        if k.source not in network.inputs and not network[k.source].spiking:
-            raise Refused(
-                k.source,
-                f"expected spikes into {k.target} on Loihi, got the membrane of a "
-                f"{network[k.source].node}",
-                "Read the membrane out only, or run in float",
-            )
     populations, projections, biases = [], {}, {}
     for p in network.populations:
         into = network.into(p.name)
@@ -106,8 +104,7 @@ def quantise(
         for k in into:
             projections[k.name] = _projection(k, scale, grows.get(k.name))
         for b in mine:
-            value, exponent = integers(b.value, scale, MIXED_MAX, grows.get(b.name, 1.0))
-            biases[b.name] = replace(b, value=value, weight_exp=exponent)
+            biases[b.name] = _bias(b, scale, grows.get(b.name, 1.0))
     return replace(
         network,
         populations=tuple(populations),
@@ -126,6 +123,7 @@ def dequantise(network: Network) -> Network:
     Raises:
         Invalid: the network is in float already.
     """
+    require_network(network)
     if network.precision != "loihi":
         raise Invalid("network", "expected Loihi integers, got float", "Pass quantise(network)")
     scale = {p.name: float(p.scale or 1.0) for p in network.populations}
@@ -165,12 +163,55 @@ def dequantise(network: Network) -> Network:
     )
 
 
+def _number(value: object) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and bool(np.isfinite(value))
+
+
+def _check_numbers(growth: float, room: float | None, headroom: float | None) -> None:
+    for name, given in (("growth", growth), ("room", 1.0 if room is None else room)):
+        if not _number(given) or given < 1:
+            raise Invalid(name, f"expected {name} >= 1, got {given!r}", "Pass 2 or more")
+    if headroom is not None and (not _number(headroom) or headroom <= 0):
+        raise Invalid("headroom", f"expected headroom > 0, got {headroom!r}", "Pass e.g. 8")
+
+
+def _check_network(network: Network, plastic: Collection[str]) -> None:
+    known = [*(k.name for k in network.projections), *(b.name for b in network.biases)]
+    if isinstance(plastic, str):
+        raise Invalid("plastic", f"expected names, got {plastic!r}", f"Pass [{plastic!r}]")
+    for name in plastic:
+        if name not in known:
+            raise Invalid(
+                str(name),
+                f"expected a projection or bias, one of {', '.join(known)}, got {name!r}",
+                "Check the name",
+            )
+    if network.precision != "float":
+        raise Invalid("network", "expected float precision, got integers", "Quantise once")
+    for k in network.projections:
+        if k.source not in network.inputs and not network[k.source].spiking:
+            raise Refused(
+                k.source,
+                f"expected spikes into {k.target} on Loihi, got the membrane of a "
+                f"{network[k.source].node}",
+                "Read the membrane out only, or run in float",
+            )
+
+
 def _input_maxima(network: Network, given: float | Mapping[str, float]) -> dict[str, float]:
     values = dict(given) if isinstance(given, Mapping) else dict.fromkeys(network.inputs, given)
+    for name in values:
+        if name not in network.inputs:
+            raise Invalid(
+                str(name),
+                f"expected input_max for an input, one of {', '.join(network.inputs)}, got "
+                f"{name!r}",
+                "Check the name",
+            )
     for name in network.inputs:
-        value = float(values.setdefault(name, 1.0))
-        if not (np.isfinite(value) and value > 0):
-            raise Invalid(name, f"expected input_max > 0, got {value}", "Pass the largest input")
+        value = values.setdefault(name, 1.0)
+        if not _number(value) or value <= 0:
+            raise Invalid(name, f"expected input_max > 0, got {value!r}", "Pass the largest input")
     return values
 
 
@@ -196,7 +237,52 @@ def _population(p: Population, scale: float) -> Population:
     return out if out.adaptive else replace(out, rho=np.zeros(p.size, np.int64))
 
 
+def _bias(b: Bias, scale: float, growth: float) -> Bias:
+    value, exponent = integers(b.value, scale, MIXED_MAX, growth)
+    if np.any(b.value) and not np.any(value):
+        log.warning("%s: all of its %d biases round to 0", b.name, np.count_nonzero(b.value))
+    return replace(b, value=value, weight_exp=exponent)
+
+
 def _projection(k: Projection, scale: float, growth: float | None) -> Projection:
     limit = weight_limit(k.weight) if growth is None else MIXED_MAX
     value, exponent = integers(W.values(k.weight), scale, limit, growth or 1.0)
-    return replace(k, weight=W.with_values(k.weight, value), weight_exp=exponent)
+    out = replace(k, weight=W.with_values(k.weight, value), weight_exp=exponent)
+    least = 2.0**exponent / scale * (1.0 if limit == MIXED_MAX else 0.5)
+    _check_lost(k, out, least)
+    return out
+
+
+def _check_lost(k: Projection, fixed: Projection, least: float) -> None:
+    """Say where all weights of a neuron round to 0; refuse where all of a projection do.
+
+    Args:
+        least: the weights up to here round to 0.
+    """
+    lost = _connected(k.weight) & ~_connected(fixed.weight)
+    if not np.any(lost):
+        return
+    if not np.any(W.values(fixed.weight)):
+        values = W.values(k.weight)
+        raise Invalid(
+            k.name,
+            f"expected weights that Loihi integers can hold, got all {np.count_nonzero(values)} of "
+            f"them rounded to 0: the largest is {np.abs(values).max():.3g}, and all up to "
+            f"{least:.3g} become 0",
+            f"Take a smaller growth, room or input_max, rescale what else drives {k.target} (all "
+            "that does has one scale), leave the projection out, or run in float",
+        )
+    which = "output channels" if isinstance(k.weight, Conv) else f"neurons of {k.target}"
+    log.warning(
+        "%s: all weights of %d of %d %s round to 0 (those up to %.3g do): drop the outliers that "
+        "take up the range, rescale the neurons, or take a smaller growth or room",
+        k.name, np.count_nonzero(lost), lost.size, which, least,
+    )  # fmt: skip
+
+
+def _connected(weight: Weight) -> Array:
+    """By neuron, of a convolution by output channel: any weight that is not 0?"""
+    if isinstance(weight, np.ndarray | Conv):
+        values = W.values(weight)
+        return np.asarray(np.any(values.reshape(len(values), -1) != 0, axis=1))
+    return np.diff(sp.csr_matrix(weight != 0).indptr) > 0

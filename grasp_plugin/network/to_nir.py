@@ -3,9 +3,11 @@
 The graph is canonical: one neuron node a population, one Linear, Affine, Conv1d or Conv2d node a
 projection, Delay nodes for explicit delays, Flatten where a matrix follows a shaped population. It
 discretises (forward Euler, with the hints it carries) to the network that was written: gains are
-undone in the weights and stored in r, so that (dt/tau) r is the gain again. A convolution whose
-target has one gain a channel stays a convolution; chains that were folded become one matrix. An
-adaptive population becomes its stock node with rho, theta and n_ref as hints (a warning is logged).
+undone in the weights and stored in r, so that (dt/tau) r is the gain again (r such that it is 1
+where it was 0, the weights being 0 there). A convolution stays one where its target has one gain a
+channel and both sides keep their shapes (see `network.written`); chains that were folded, pooling
+too, become one matrix. An adaptive population becomes its stock node with rho, theta and n_ref as
+hints (a warning is logged).
 """
 
 from __future__ import annotations
@@ -17,13 +19,22 @@ from typing import Any
 import nir
 import numpy as np
 
-from grasp_plugin.errors import Invalid, Refused
-from grasp_plugin.network import loops
+from grasp_plugin.errors import GraspError, Refused
 from grasp_plugin.network import weights as W
 from grasp_plugin.network.adaptation import adaptation_hints
+from grasp_plugin.network.graph import flatten
 from grasp_plugin.network.hints import write_hints
-from grasp_plugin.network.network import Bias, Network, Population, Projection
-from grasp_plugin.network.weights import Array, Conv, Weight
+from grasp_plugin.network.network import Network, Population, require_network
+from grasp_plugin.network.weights import Array, Conv
+from grasp_plugin.network.written import (
+    Layout,
+    Path,
+    Shape,
+    layout_of,
+    loop_steps,
+    writable,
+    written_gain,
+)
 
 SLOWEST = 1e300  # dt / tau = 1e-300: no leak in float64, and still finite
 
@@ -38,6 +49,13 @@ class _Graph:
         self.nodes[name] = node
         self.edges.append((before, name))
         return name
+
+    def flat(self, name: str, shape: Shape, before: str) -> str:
+        """`before`, through a Flatten if it has more than one axis."""
+        if len(shape) < 2:
+            return before
+        node = nir.Flatten(input_type={"input": np.array(shape)}, start_dim=0, end_dim=-1)
+        return self.add(f"{name}.flatten", node, before)
 
     def free(self, name: str) -> str:
         name = name.replace("/", "_")
@@ -57,72 +75,69 @@ def to_nir(network: Network, provenance: Mapping[str, str] | None = None) -> nir
 
     Returns:
         A `nir.NIRGraph` whose hints carry dt, reset rules and loops. Write it with
-        `adapters.nir_file.write_nir`.
+        `adapters.nir_file.write_nir`. Populations keep their names, sizes and C order, but a shape
+        (C, H, W) only where NIR can express all that feeds it: one whose input is pooled or a
+        matrix, whose gain or bias differs within a channel, or that lies behind a convolution from
+        a flat population, is written flat, (2, 3, 3) as (18,); so are its Output, and what a
+        recording of the graph holds for both.
 
     Raises:
-        Refused: integers; a delay without dt.
+        Invalid: something else than a Network.
+        Refused: integers; a delay without dt; a drive without leak; what NIR cannot hold.
     """
+    require_network(network)
     if network.precision != "float":
         raise Refused("network", "expected float precision, got Loihi integers",
                       "Pass dequantise(network)")  # fmt: skip
-    shapes = _written_shapes(network)
-    graph = _Graph()
+    layout, graph = layout_of(network), _Graph()
     for name, shape in network.inputs.items():
         graph.nodes[name] = nir.Input(input_type={"input": np.array(shape)})
     for p in network.populations:
-        graph.nodes[p.name] = _neuron(network, p, shapes[p.name])
+        graph.nodes[p.name] = _neuron(network, p, layout.shapes[p.name])
     for output, source in network.outputs.items():
         if output != source:
-            node = nir.Output(output_type={"output": np.array(shapes[source])})
+            node = nir.Output(output_type={"output": np.array(layout.shapes[source])})
             graph.nodes[output] = node
             graph.edges.append((source, output))
-    in_loop = _loop_steps(network)
     for p in network.populations:
-        _write_inputs(graph, network, p, shapes, in_loop)
+        _write_inputs(graph, network, p, layout)
     out = nir.NIRGraph(nodes=graph.nodes, edges=graph.edges, type_check=False)
-    hints: dict[str, Any] = {**network.provenance, **(provenance or {}), "time_unit": "s"}
+    write_hints(out, **_graph_hints(network, provenance or {}))
+    _check_readable(out)
+    return out
+
+
+def _graph_hints(network: Network, provenance: Mapping[str, str]) -> dict[str, Any]:
+    hints: dict[str, Any] = {**network.provenance, **provenance, "time_unit": "s"}
     hints["source"] = network.provenance.get("source", "nir")
     hints.pop("scheme", None)  # decays are written as forward Euler reads them
     hints.pop("integrator", None)
     if network.dt_s is not None:
         hints["dt_s"] = network.dt_s
+    in_loop = loop_steps(network)
     feedback = [
         f"{k.source}->{k.target}" for k in network.projections if in_loop[k.name]
         and k.source != k.target
     ]  # fmt: skip
     if feedback:
         hints["loop"] = ";".join(dict.fromkeys(feedback))
-    write_hints(out, **hints)
-    return out
+    return hints
 
 
-def _loop_steps(network: Network) -> dict[str, int]:
-    """1 for projections whose delay holds the implicit step of a loop, 0 for the others."""
-    component = loops.components(network.projections) if network.projections else {}
-    return {
-        k.name: int(component[k.source] == component[k.target] and k.min_delay > 0)
-        for k in network.projections
-    }
+def _check_readable(graph: nir.NIRGraph) -> None:
+    """What is written can be read: all that `discretise` asks of fields, edges and shapes."""
+    try:
+        flatten(graph)
+    except GraspError as error:
+        raise Refused(
+            error.node,
+            f"expected a network that NIR can hold, got a graph that cannot be read back: "
+            f"{error.reason}",
+            "Check the parameters of this population; if they are sound, please report it",
+        ) from error
 
 
-def _written_shapes(network: Network) -> dict[str, tuple[int, ...]]:
-    """A population keeps its shape if only convolutions of that shape feed it; else it is flat."""
-    shapes: dict[str, tuple[int, ...]] = dict(network.inputs)
-    for p in network.populations:
-        into = network.into(p.name)
-        kept = len(p.shape) == 1 or all(_keeps(k, network, p) for k in into)
-        shapes[p.name] = p.shape if kept else (p.size,)
-    return shapes
-
-
-def _keeps(k: Projection, network: Network, p: Population) -> bool:
-    if isinstance(k.weight, Conv):
-        return k.weight.out_shape == p.shape
-    source = network.inputs.get(k.source) or network[k.source].shape
-    return W.is_identity(k.weight) and tuple(source) == p.shape and bool(np.all(p.gain == 1))
-
-
-def _neuron(network: Network, p: Population, shape: tuple[int, ...]) -> Any:
+def _neuron(network: Network, p: Population, shape: Shape) -> Any:
     def shaped(values: Array) -> Array:
         return np.asarray(values, np.float64).reshape(shape).copy()
 
@@ -135,12 +150,12 @@ def _neuron(network: Network, p: Population, shape: tuple[int, ...]) -> Any:
         return node
     fields: dict[str, Array] = {}
     if p.node in ("IF", "I"):
-        fields["r"] = p.gain
+        fields["r"] = written_gain(p)
     else:
         if network.dt_s is None:
             raise Refused(p.name, "expected dt_s for a time constant, got none", "Discretise again")
         slow = np.maximum(p.dv, 1.0 / SLOWEST)
-        fields |= {"r": p.gain / slow, "v_leak": p.drive / slow + p.v_offset}
+        fields |= {"r": written_gain(p) / slow, "v_leak": _leak(p)}
         fields["tau" if p.node in ("LIF", "LI") else "tau_mem"] = network.dt_s / slow
     if p.node in ("CubaLIF", "CubaLI"):
         du = np.maximum(p.du, 1.0 / SLOWEST)
@@ -152,6 +167,19 @@ def _neuron(network: Network, p: Population, shape: tuple[int, ...]) -> Any:
     return node
 
 
+def _leak(p: Population) -> Array:
+    """v_leak, which the drive pulls to; without a leak it is but where the membrane starts."""
+    if np.any((p.dv == 0) & (p.drive != 0)):
+        raise Refused(
+            p.name,
+            "expected no drive where the membrane does not leak, got a drive with dv = 0, which no "
+            "v_leak gives",
+            "Make the drive a bias; after dequantise, take a dt of at least tau / 8000",
+        )
+    resting = np.where(p.dv > 0, p.drive / np.where(p.dv > 0, p.dv, 1.0), p.v_init)
+    return np.asarray(resting + p.v_offset)
+
+
 def _hints(network: Network, p: Population) -> dict[str, Any]:
     hints: dict[str, Any] = {"source": network.provenance.get("source", "nir")}
     if network.dt_s is not None:
@@ -161,85 +189,52 @@ def _hints(network: Network, p: Population) -> dict[str, Any]:
     return hints | adaptation_hints(p)
 
 
-def _write_inputs(
+def _write_inputs(graph: _Graph, network: Network, p: Population, layout: Layout) -> None:
+    for i, path in enumerate(layout.paths[p.name]):
+        _write_path(graph, network, path, layout.held[p.name].get(i), layout.shapes)
+    for onset, value in sorted(layout.left[p.name].items()):
+        _write_bias(graph, network, p, (onset, value), layout.shapes)
+
+
+def _write_path(
     graph: _Graph,
     network: Network,
-    p: Population,
-    shapes: Mapping[str, tuple[int, ...]],
-    in_loop: Mapping[str, int],
+    path: Path,
+    held: tuple[int, Array] | None,
+    shapes: Mapping[str, Shape],
 ) -> None:
-    biases = [b for b in network.biases if b.target == p.name]
-    at_once = sum((b.value for b in biases if b.onset_steps == 0), np.zeros(p.size))
-    for k in network.into(p.name):
-        delays = np.asarray(k.delay_steps) - in_loop[k.name]
-        for delay in np.unique(delays):
-            weight: Weight = k.weight
-            if delays.ndim and np.any(delays != delay):
-                weight = np.where(delays == delay, W.to_dense(k.weight), 0.0)
-            weight = W.scale_rows(weight, 1.0 / p.gain)
-            bias = (
-                at_once / p.gain if delay == 0 and _can_hold(weight, at_once, shapes, k) else None
-            )
-            if bias is not None:
-                at_once = np.zeros(p.size)
-            _path(graph, network, k, weight, bias, int(delay), shapes)
-    if np.any(at_once):
-        biases = [Bias("bias", p.name, at_once, 0), *(b for b in biases if b.onset_steps)]
+    k, weight = path.projection, path.weight
+    onset, bias = (0, None) if held is None else held
+    at, shape, target = k.source, shapes[k.source], shapes[k.target]
+    if path.delay and not onset:
+        at = _delayed(graph, network, k.name, path.delay, shape, at)
+    if isinstance(weight, Conv) and writable(weight, shape, target):
+        at = graph.add(_weight_name(path), _conv_node(weight, bias), at)
+    elif W.is_identity(weight) and bias is None:
+        at = at if shape == target else graph.flat(k.name, shape, at)
     else:
-        biases = [b for b in biases if b.onset_steps]
-    for b in biases:
-        _bias_path(graph, network, b, p, shapes)
-
-
-def _can_hold(
-    weight: Weight, bias: Array, shapes: Mapping[str, tuple[int, ...]], k: Projection
-) -> bool:
-    """A convolution holds one bias a channel, a matrix any, an identity edge none."""
-    if isinstance(weight, Conv) and shapes[k.target] == weight.out_shape:
-        channels = bias.reshape(weight.out_shape[0], -1)
-        return bool(np.all(channels == channels[:, :1]))
-    return not W.is_identity(weight)
-
-
-def _path(
-    graph: _Graph,
-    network: Network,
-    k: Projection,
-    weight: Weight,
-    bias: Array | None,
-    delay: int,
-    shapes: Mapping[str, tuple[int, ...]],
-) -> None:
-    at, shape = k.source, shapes[k.source]
-    if delay:
-        if network.dt_s is None:
-            raise Refused(k.name, "expected dt_s for a delay, got none", "Discretise again")
-        node = nir.Delay(delay=np.full(shape, delay * network.dt_s))
-        at = graph.add(f"{k.name}.delay", node, at)
-    name = _weight_name(k)
-    if isinstance(weight, Conv) and _writable(weight, shape, shapes[k.target]):
-        at = graph.add(name, _conv_node(weight, bias), at)
-    elif W.is_identity(weight) and shape == shapes[k.target] and bias is None:
-        pass
-    else:
-        if len(shape) > 1:
-            flat = nir.Flatten(input_type={"input": np.array(shape)}, start_dim=0, end_dim=-1)
-            at = graph.add(f"{k.name}.flatten", flat, at)
+        at = graph.flat(k.name, shape, at)
         matrix = W.to_dense(weight).astype(np.float64)
         node = nir.Linear(matrix) if bias is None else nir.Affine(matrix, np.asarray(bias))
-        at = graph.add(name, node, at)
+        at = graph.add(_weight_name(path), node, at)
+    if path.delay and onset:
+        at = _delayed(graph, network, k.name, path.delay, target, at)
     graph.edges.append((at, k.target))
 
 
-def _weight_name(k: Projection) -> str:
+def _delayed(
+    graph: _Graph, network: Network, name: str, steps: int, shape: Shape, before: str
+) -> str:
+    if network.dt_s is None:
+        raise Refused(name, "expected dt_s for a delay, got none", "Discretise again")
+    node = nir.Delay(delay=np.full(shape, steps * network.dt_s))
+    return graph.add(f"{name}.delay", node, before)
+
+
+def _weight_name(path: Path) -> str:
     """The NIR node the weights came from if it was one, else the projection's name."""
+    k = path.projection
     return k.nodes[0] if len(k.nodes) == 1 else k.name
-
-
-def _writable(conv: Conv, source: tuple[int, ...], target: tuple[int, ...]) -> bool:
-    """NIR pads both sides alike, and has no reshape back from flat neurons."""
-    fits = conv.in_shape == source and conv.out_shape == target
-    return fits and all(low == high for low, high in conv.padding)
 
 
 def _conv_node(conv: Conv, bias: Array | None) -> Any:
@@ -262,28 +257,18 @@ def _conv_node(conv: Conv, bias: Array | None) -> Any:
     )
 
 
-def _bias_path(
+def _write_bias(
     graph: _Graph,
     network: Network,
-    b: Bias,
     p: Population,
-    shapes: Mapping[str, tuple[int, ...]],
+    bias: tuple[int, Array],
+    shapes: Mapping[str, Shape],
 ) -> None:
     """A bias that no weight node holds: an Affine of zero weights from an input, then its delay."""
-    if len(shapes[p.name]) > 1:
-        raise Invalid(
-            b.name, "expected a flat population or one bias a channel", "Flatten the population"
-        )
-    source = next(iter(network.inputs))
-    at, shape = source, shapes[source]
-    if len(shape) > 1:
-        flat = nir.Flatten(input_type={"input": np.array(shape)}, start_dim=0, end_dim=-1)
-        at = graph.add(f"{b.name}.flatten", flat, at)
-    zeros = np.zeros((p.size, network.size_of(source)))
-    at = graph.add(f"{b.name}->{p.name}", nir.Affine(zeros, b.value / p.gain), at)
-    if b.onset_steps:
-        if network.dt_s is None:
-            raise Refused(b.name, "expected dt_s for a delayed bias, got none", "Discretise again")
-        delay = np.full((p.size,), b.onset_steps * network.dt_s)
-        at = graph.add(f"{b.name}.delay", nir.Delay(delay=delay), at)
+    onset, value = bias
+    source, name = next(iter(network.inputs)), f"bias->{p.name}"
+    at = graph.flat(name, shapes[source], source)
+    at = graph.add(name, nir.Affine(np.zeros((p.size, network.size_of(source))), value), at)
+    if onset:
+        at = _delayed(graph, network, name, onset, (p.size,), at)
     graph.edges.append((at, p.name))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +78,27 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[Arrays, dict[str, Any]]:
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise Invalid(str(source), f"expected the format {FORMAT!r}, got another file", "Check it")
     return arrays, facts
+
+
+def other_checkpoint(
+    path: Any, expected: Sequence[str], facts: Mapping[str, Any], key: str, other: str
+) -> Invalid:
+    """The error of a checkpoint whose lines of `facts[key]` are not those expected.
+
+    Args:
+        other: the key of the other kind of session's checkpoints.
+    """
+    found = facts.get(key)
+    remedy = "Load it into a session built as the one that saved it"
+    if found is None:
+        kinds = {"network": "a session that runs", "learning": "a session that learns (plans=...)"}
+        got = f"one of {kinds[other]}" if other in facts else "another kind of file"
+        return Invalid(str(path), f"expected a checkpoint of {kinds[key]}, got {got}", remedy)
+    here = [line for line in expected if line not in found]
+    there = [line for line in found if line not in expected]
+    if not here and not there:
+        here, there = [f"the order {', '.join(expected)}"], [", ".join(found)]
+    return Invalid(
+        str(path), f"expected a checkpoint of {'; '.join(here) or 'nothing more'}, got one of "
+        f"{'; '.join(there) or 'none of it'}", remedy,
+    )  # fmt: skip

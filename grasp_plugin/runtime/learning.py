@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -15,8 +15,15 @@ from grasp_plugin.learning.rule import State, leaves, with_leaves
 from grasp_plugin.learning.spec import Learning
 from grasp_plugin.network.network import Network
 from grasp_plugin.network.weights import Array
-from grasp_plugin.runtime.checkpoint import load_arrays, save_arrays
-from grasp_plugin.runtime.session import Closing, Floats, Recording, Spikes, as_batches
+from grasp_plugin.runtime.checkpoint import load_arrays, other_checkpoint, save_arrays
+from grasp_plugin.runtime.session import (
+    Closing,
+    Floats,
+    Recording,
+    Session,
+    Spikes,
+    as_batches,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,11 +104,47 @@ class LearningSession(Closing, ABC):
     ) -> tuple[Floats, dict[str, float]]:
         """(logits (time, batch, classes), sum of outputs by population)."""
 
-    @abstractmethod
     def run(
-        self, spikes: Spikes, record: tuple[str, ...] = (), progress: bool = False
+        self,
+        spikes: Spikes,
+        record: tuple[str, ...] = (),
+        progress: bool = False,
+        resume: bool = False,
     ) -> Recording:
-        """Run from rest without learning; as `Session.run`."""
+        """Run from rest without learning; as `Session.run`, which alone can resume.
+
+        Raises:
+            Invalid: as `Session.run`; resume=True.
+            RunFailed: the session is closed, or the back end failed.
+        """
+        self._require_open()
+        if resume:
+            raise self._rests("resume=True")
+        with self._runner() as session:
+            return session.run(spikes, record=record, progress=progress)
+
+    @abstractmethod
+    def _runner(self) -> Session:
+        """A session that runs the network with the weights in force."""
+
+    def state(self) -> NoReturn:
+        """A learning session keeps no membranes: each sequence starts from rest.
+
+        Raises:
+            Invalid: always.
+        """
+        raise self._rests("state()")
+
+    def records(self) -> tuple[str, ...]:
+        """What `run(record=...)` can keep beside the spikes."""
+        with self._runner() as session:
+            return session.records()
+
+    def _rests(self, asked: str) -> Invalid:
+        return Invalid(
+            "session", f"expected a session without plans for {asked}, got one that learns, whose "
+            "sequences all start from rest", "Use build(session.learned(), backend) for it",
+        )  # fmt: skip
 
     @abstractmethod
     def weights(self) -> dict[str, Array]:
@@ -160,10 +203,7 @@ class LearningSession(Closing, ABC):
         self._require_open()
         arrays, facts = load_arrays(path)
         if facts.get("learning") != self._fingerprint():
-            raise Invalid(
-                str(path), f"expected a checkpoint of {self._fingerprint()}, got one of "
-                f"{facts.get('learning')}", "Load it into a session with the same plans",
-            )  # fmt: skip
+            raise other_checkpoint(path, self._fingerprint(), facts, "learning", "network")
         parts: dict[str, dict[str, Array]] = {"weights": {}, "memory": {}, "transforms": {}}
         for name, value in arrays.items():
             kind, _, rest = name.partition("/")

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
-from grasp_plugin.errors import Invalid, Refused, RunFailed
+from grasp_plugin.errors import Invalid, RunFailed
 from grasp_plugin.network.network import Network, Population
-from grasp_plugin.runtime.checkpoint import load_arrays, save_arrays
+from grasp_plugin.runtime.checkpoint import load_arrays, other_checkpoint, save_arrays
+from grasp_plugin.runtime.inputs import Floats as Floats
+from grasp_plugin.runtime.inputs import Spikes as Spikes
+from grasp_plugin.runtime.inputs import as_batches as as_batches
+from grasp_plugin.runtime.inputs import require_whole_numbers as require_whole_numbers
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-Floats = npt.NDArray[np.float64]
-Spikes: TypeAlias = "npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +45,19 @@ class Recording:
     saturated: dict[str, int] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Floats:
-        """The record of a population, or of the population that an output node shows."""
-        return self.spikes[self.outputs.get(name, name)]
+        """The record of a population, or of the population that an output node shows.
+
+        Raises:
+            Invalid: neither of them, named with those that there are.
+        """
+        population = self.outputs.get(name, name)
+        if population not in self.spikes:
+            known = ", ".join(dict.fromkeys((*self.outputs, *self.spikes)))
+            raise Invalid(
+                str(name), f"expected an output or population, one of {known}, got {name!r}",
+                "Check the name against print(network)",
+            )  # fmt: skip
+        return self.spikes[population]
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{k} {v.shape}" for k, v in self.spikes.items())
@@ -113,6 +124,11 @@ class Session(Closing, ABC):
             RunFailed: the session is closed, or the back end failed.
         """
         self._require_open()
+        if isinstance(record, str):
+            raise Invalid(
+                "record", f"expected a tuple of names, got the string {record!r}",
+                f"Pass ({record!r},)",
+            )  # fmt: skip
         inputs, batched = as_batches(self.network, spikes)
         batch = next(iter(inputs.values())).shape[1]
         if resume and self.steps and batch != self._batch:
@@ -132,6 +148,17 @@ class Session(Closing, ABC):
         recording = self._run(inputs, record, progress)
         self.steps += next(iter(inputs.values())).shape[0]
         return recording if batched else _unbatched(recording)
+
+    def learn(self, *_: Any, **__: Any) -> NoReturn:
+        """Only a `LearningSession` learns.
+
+        Raises:
+            Invalid: always.
+        """
+        raise Invalid(
+            "session", "expected plans to learn by, got a session that was built without",
+            "Pass plans=..., e.g. build(network, plans=ottt_for(network, classes, 0.1))",
+        )  # fmt: skip
 
     @abstractmethod
     def records(self) -> tuple[str, ...]:
@@ -194,11 +221,7 @@ class Session(Closing, ABC):
         arrays, facts = load_arrays(path)
         expected = self._fingerprint()
         if facts.get("network") != expected:
-            raise Invalid(
-                str(path),
-                f"expected a checkpoint of {expected}, got one of {facts.get('network')}",
-                "Load it into a session of the network and back end that saved it",
-            )
+            raise other_checkpoint(path, expected, facts, "network", "learning")
         self._set_weights(_below("weights/", arrays))
         self.steps, self._batch = int(facts["steps"]), int(facts["batch"])
         if self.steps:
@@ -219,76 +242,6 @@ class Session(Closing, ABC):
 
 def _below(prefix: str, arrays: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
     return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-
-
-def as_batches(network: Network, spikes: Spikes) -> tuple[dict[str, Floats], bool]:
-    """Every input as (time, batch, size) float64, and whether the caller gave a batch axis.
-
-    Raises:
-        Invalid: a wrong name, shape or value.
-    """
-    given: Mapping[str, npt.NDArray[Any]]
-    if isinstance(spikes, Mapping):
-        given = spikes
-    else:
-        if len(network.inputs) != 1:
-            raise Invalid(
-                "spikes",
-                f"expected a mapping with inputs {', '.join(network.inputs)}, got one array",
-                "Pass {name: array}",
-            )
-        given = {next(iter(network.inputs)): spikes}
-    if set(given) != set(network.inputs):
-        raise Invalid(
-            "spikes",
-            f"expected inputs {', '.join(sorted(network.inputs))}, got {', '.join(sorted(given))}",
-            "Name every input once",
-        )
-    out: dict[str, Floats] = {}
-    batched: set[bool] = set()
-    for name, shape in network.inputs.items():
-        array = np.asarray(given[name])
-        has_batch = array.ndim == len(shape) + 2
-        if array.shape[array.ndim - len(shape) :] != tuple(shape) or array.ndim - len(
-            shape
-        ) not in (
-            1,
-            2,
-        ):
-            raise Invalid(
-                name,
-                f"expected (time, neuron...) or (time, batch, neuron...) with neurons "
-                f"{tuple(shape)}, got {array.shape}",
-                "Check the axes: time comes first",
-            )
-        if array.dtype.kind not in "biuf" or not np.all(np.isfinite(array)):
-            raise Invalid(name, f"expected finite numbers, got {array.dtype}", "Remove NaN and inf")
-        if array.shape[0] < 1 or (has_batch and array.shape[1] < 1):
-            raise Invalid(name, f"expected at least one step and sample, got {array.shape}", "Add")
-        batch = array.shape[1] if has_batch else 1
-        out[name] = array.reshape(array.shape[0], batch, -1).astype(np.float64)
-        batched.add(has_batch)
-    if len({a.shape[:2] for a in out.values()}) != 1 or len(batched) != 1:
-        shapes = {name: a.shape for name, a in given.items()}
-        raise Invalid("spikes", f"expected one time and batch size, got {shapes}", "Pad the inputs")
-    return out, batched.pop()
-
-
-def require_whole_numbers(network: Network, inputs: Mapping[str, Floats]) -> None:
-    """Integers take integers.
-
-    Raises:
-        Refused: a fraction where the network is in Loihi integers.
-    """
-    if network.precision != "loihi":
-        return
-    for name, array in inputs.items():
-        if np.any(array != np.round(array)):
-            raise Refused(
-                name,
-                f"expected whole numbers on Loihi, got {array[array != np.round(array)][0]}",
-                "Encode the input as spikes or counts, or run in float",
-            )
 
 
 def in_float_units(p: Population, v: Any) -> Floats:

@@ -17,7 +17,8 @@ burn-in, is no update: the optimizer does not step, so that its momentum moves n
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ from grasp_plugin.training.trainer_callbacks import Record as Record
 from grasp_plugin.training.trainer_callbacks import TensorBoard as TensorBoard
 from grasp_plugin.training.trainer_data import Batch, Sequences, as_sequences, batches_of
 from grasp_plugin.training.trainer_file import on_device, read_state, write_state
-from grasp_plugin.training.write_back import network_of, write_back
+from grasp_plugin.training.write_back import frozen_in, network_of, write_back
 
 UPDATES = ("step", "sequence")
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -46,7 +47,8 @@ class OnlineTrainer:
 
     Args:
         model: a float `Network`, or a snnTorch or Norse module, which is converted and not changed
-            (see `into`).
+            (see `into`). Layers of it with requires_grad = False are frozen: the plans for their
+            weights and biases are left out, and `into` does not write them.
         learning: plans and signals, or a function that makes them from the network, such as
             `lambda network: decolle_for(network, 10, 1.0)`.
         optimizer: parameters -> torch optimizer, e.g. `lambda p: torch.optim.Adam(p, lr=1e-3)`;
@@ -60,7 +62,8 @@ class OnlineTrainer:
             step (None: the adapter's default).
 
     Raises:
-        Invalid: an unknown `update`; the optimizer is none; as `OnlineLearner`.
+        Invalid: an unknown `update`; a model, learning or optimizer that is none; everything is
+            frozen; as `OnlineLearner`.
         Refused: a module without `sample`, or that the adapter cannot express; as `OnlineLearner`.
 
     Example:
@@ -84,8 +87,15 @@ class OnlineTrainer:
     ) -> None:
         if update not in UPDATES:
             raise Invalid("update", f"expected one of {', '.join(UPDATES)}, got {update!r}", "Pick")
+        if not isinstance(model, (Network, nn.Module)):
+            raise Invalid(
+                "model", f"expected a Network or a torch module, got {type(model).__name__}",
+                "Pass discretise(graph), or the module and sample=...",
+            )  # fmt: skip
         network = model if isinstance(model, Network) else network_of(model, sample, dt)
-        learning = learning(network) if callable(learning) else learning
+        learning = _learning(learning, network)
+        if isinstance(model, nn.Module):
+            learning = _without(learning, frozen_in(network, model))
         self.learning, self.update, self.device, self.dtype = learning, update, device, dtype
         self.sample, self.dt, self.callbacks = sample, dt, tuple(callbacks)
         self.online = OnlineTorch(network, learning, device, dtype)
@@ -274,7 +284,33 @@ class OnlineTrainer:
         return logits.argmax(1)  # type: ignore[no-any-return]
 
 
+def _learning(given: Any, network: Network) -> Learning:
+    learning = given if isinstance(given, Learning) or not callable(given) else given(network)
+    if not isinstance(learning, Learning):
+        raise Invalid(
+            "learning", f"expected a Learning, or a function of the network that makes one, got "
+            f"{type(learning).__name__}", "Pass lambda n: ottt_for(n, classes, learning_rate)",
+        )  # fmt: skip
+    return learning
+
+
+def _without(learning: Learning, frozen: Collection[str]) -> Learning:
+    """The same learning without the plans of frozen projections and biases."""
+    kept = {name: plan for name, plan in learning.plans.items() if name not in frozen}
+    if learning.plans and not kept:
+        raise Invalid(
+            "model", "expected a layer that learns, got requires_grad = False in all that have a "
+            "plan", "Set requires_grad = True where the module is to learn",
+        )  # fmt: skip
+    return replace(learning, plans=kept)
+
+
 def _made(make: MakeOptimizer, plastic: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+    if isinstance(make, torch.optim.Optimizer) or not callable(make):
+        raise Invalid(
+            "optimizer", f"expected a function that makes a torch optimizer of the trainer's own "
+            f"parameters, got {type(make).__name__}", "Pass lambda p: torch.optim.Adam(p, lr=1e-3)",
+        )  # fmt: skip
     optimizer = make(list(plastic.values()))
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise Invalid(

@@ -122,8 +122,15 @@ def _flat(name: str, array: Any, shape: tuple[int, ...], device: str) -> Tensor:
         )  # fmt: skip
     if 0 in values.shape:
         raise Invalid(
-            name, f"expected at least one step and sample, got {tuple(values.shape)}", "Add some"
-        )
-    if values.is_complex() or not bool(torch.isfinite(values.sum())):
-        raise Invalid(name, "expected finite real numbers, got others", "Remove NaN and infinity")
+            name, f"expected at least one step and sample, got {tuple(values.shape)}",
+            "Pass an input that is not empty",
+        )  # fmt: skip
+    if values.is_complex():
+        raise Invalid(name, f"expected real numbers, got {values.dtype}", "Convert them")
+    if not bool(torch.isfinite(values.sum())) and not bool((kept := torch.isfinite(values)).all()):
+        at = tuple((~kept).nonzero()[0].tolist())
+        raise Invalid(
+            name, f"expected finite numbers, got {int((~kept).sum())} of {values.numel()} that are "
+            f"NaN or infinite, the first {values[at]} at index {at} (time first)", "Mend the input",
+        )  # fmt: skip
     return values.reshape(*values.shape[:2], -1).to(device)

@@ -58,7 +58,7 @@ def read_state(path: str | os.PathLike[str], like: dict[str, Any]) -> dict[str, 
         expected, got = _outline(part, like[part]), _outline(part, found.get(part))
         if expected != got:
             raise Invalid(
-                str(source), f"expected a checkpoint of {expected}, got one of {got}",
+                str(source), f"expected a checkpoint of {_difference(part, expected, got)}",
                 "Load it into a trainer of the same network, plans and optimizer",
             )  # fmt: skip
     return found
@@ -71,6 +71,17 @@ def _outline(part: str, value: Any) -> Any:
     if part == "optimizer":
         return [group["params"] for group in value["param_groups"]]
     return {name: tuple(tensor.shape) for name, tensor in leaves(value)}
+
+
+def _difference(part: str, expected: Any, got: Any) -> str:
+    """What differs between two outlines, expected and got."""
+    if isinstance(expected, dict) and isinstance(got, dict):
+        expected, got = ([f"{n} {shape}" for n, shape in o.items()] for o in (expected, got))
+    if not isinstance(expected, list) or not isinstance(got, list):
+        return f"{part} {expected}, got one of {got}"
+    here = "; ".join(str(line) for line in expected if line not in got)
+    there = "; ".join(str(line) for line in got if line not in expected)
+    return f"{part} {here or 'without more'}, got one of {there or 'none of it'}"
 
 
 def on_device(state: dict[str, Any], device: str) -> dict[str, Any]:

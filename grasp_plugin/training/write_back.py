@@ -11,7 +11,7 @@ its target population go back to
 
 where gain is the factor that the neuron's equation multiplies its input by. What was folded out of
 two layers with weights (a pooling and a Linear, say) has no such place and is refused. Where
-several layers add up to one bias, the first takes the whole change.
+several layers add up to one bias, the first that is not frozen takes the whole change.
 """
 
 from __future__ import annotations
@@ -69,6 +69,23 @@ def _adapter(model: nn.Module) -> Callable[..., Any]:
     raise Refused(
         type(model).__name__, "expected a module with snnTorch or Norse neurons, got none of them",
         "Convert it to a Network yourself (NIR and discretise) and pass that",
+    )  # fmt: skip
+
+
+def frozen_in(network: Network, module: nn.Module) -> frozenset[str]:
+    """The projections and biases whose layers all have requires_grad = False.
+
+    A projection or bias without a layer of the module's, such as one that only a batch norm makes,
+    is not among them.
+    """
+    weights = {
+        k.name: [p for n in k.nodes if (p := _weight_of(n, module)) is not None]
+        for k in network.projections
+    }
+    biases = {b.name: _bias_holders(b.target, network, module) for b in network.biases}
+    return frozenset(
+        name for name, held in {**weights, **biases}.items()
+        if held and not any(p.requires_grad for p in held)
     )  # fmt: skip
 
 
@@ -167,14 +184,10 @@ def _write(parameter: Tensor, value: Array, name: str) -> None:
 
 
 def _write_bias(b: Bias, network: Network, before: Network, module: nn.Module) -> None:
-    """The first layer with a bias into the target takes the change of the sum."""
+    """The first layer with a bias into the target that is not frozen takes the sum's change."""
     (old,) = (o for o in before.biases if o.name == b.name)
-    holders: list[Tensor] = [
-        layer.bias
-        for k in network.into(b.target) for node in k.nodes
-        if isinstance(layer := _layer_of(node, module), (nn.Linear, nn.Conv1d, nn.Conv2d))
-        and layer.bias is not None
-    ]  # fmt: skip
+    holders = _bias_holders(b.target, network, module)
+    holders = [h for h in holders if h.requires_grad] or holders
     if not holders:
         raise Refused(b.name, "expected a layer that holds the bias, got none", "Freeze this bias")
     change = (b.value - old.value) / network[b.target].gain
@@ -185,6 +198,15 @@ def _write_bias(b: Bias, network: Network, before: Network, module: nn.Module) -
             b.name, f"expected one bias for each of {size} channels, got more", "Freeze this bias"
         )
     holders[0] += torch.as_tensor(by_channel[:, 0]).to(holders[0])
+
+
+def _bias_holders(target: str, network: Network, module: nn.Module) -> list[Tensor]:
+    """The biases of the layers into a population, in order."""
+    layers = (_layer_of(node, module) for k in network.into(target) for node in k.nodes)
+    return [
+        layer.bias for layer in layers
+        if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)) and layer.bias is not None
+    ]  # fmt: skip
 
 
 def _check_same(network: Network, now: Network, names: Sequence[str]) -> None:

@@ -239,7 +239,7 @@ def test_an_update_that_is_not_finite_is_refused_before_it_is_made(
 ) -> None:
     """It names the plan and the step, and every weight is still a number."""
     base = decolle_for(NET, 3, 0.05)
-    bad = replace(base.plans["h->o"], learning_rate=rate)  # type: ignore[type-var]
+    bad = replace(base.plans["h->o"], learning_rate=np.array(rate))  # type: ignore[type-var]
     on = np.ones(20)
     on[:7] = 0
     learning = replace(base, plans={**base.plans, "h->o": Plan(bad, (BurnIn(0),))})
@@ -320,7 +320,6 @@ FIXED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "rate too large": (
         decolle_for(NET, 3, 1e4), {}, r"in->h: expected a learning rate up to .*, got 1e\+04",
     ),
-    "rate infinite": (decolle_for(NET, 3, np.inf), {}, r"in->h: expected a finite learning rate"),
     "rate overflows": (decolle_for(NET, 3, 1e308), {}, r"in->h: expected a learning rate up to"),
     "error_max": (decolle_for(NET, 3, 0.1), {"error_max": 0.0}, r"in->h: .*error_max > 0"),
     "error_max of nothing": (
@@ -380,8 +379,15 @@ def test_odd_weights_and_integers_on_torch_are_refused(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_options_of_integers_do_not_pass_in_float_in_silence(backend: str) -> None:
-    with pytest.raises(TypeError, match="error_max"):
+    known = {"torch": "device, dtype", "fused": "no options", "lava": "postponed"}[backend]
+    with pytest.raises(Invalid, match=rf"error_max: expected .*{known}.*, got error_max"):
         made(backend, error_max=1.0)
+    with pytest.raises(
+        Invalid, match=r"x: expected .*'fused' with plans \(loihi\).*rate_max.*got x"
+    ):
+        made("fused", INTEGERS, x=1)
+    with pytest.raises(Invalid, match=r"postponed: expected options of 'torch'.*got postponed"):
+        build(NET, "torch", postponed=True)
 
 
 # Sessions and checkpoints

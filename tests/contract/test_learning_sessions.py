@@ -94,7 +94,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
         "signal": made(learning=decolle_for(NET, 3, 0.05, seed=1)),
         "back end": made("torch"),
         "precision": made(net=INTEGERS),
-        "network": made(net=small),
+        "network": made(net=small, learning=decolle_for(small, 3, 0.05)),
     }
     for name, session in others.items():
         before = session.weights()

@@ -288,7 +288,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "torch": (lambda: build_hdlif(to_fixed([one_layer()]), "torch"), "Use lava or fused"),
     "long": (run(np.zeros((4, 1, 2))), r"\('1..3', 'batch', 2\), got \(4, 1, 2"),
     "half": (run(np.full((1, 1, 2), 0.5)), "whole multiples of 1 up to 1 of"),
-    "infinite": (run(np.full((1, 1, 2), np.inf)), "NaN or infinity"),
+    "infinite": (run(np.full((1, 1, 2), np.inf)), "2 of 2 that are NaN or infinite"),
     "attention": (
         stacked(HDLayer(nn.Linear(2, 2), HDLIF(2), None, SECA(3))),
         "no attention, got SECA: its gate needs all channels at once",

@@ -220,5 +220,7 @@ def test_what_cannot_be_postponed() -> None:
             plans=decolle_for(conv, 5, 0.05))  # fmt: skip
     with pytest.raises(Invalid, match=r"z: expected a projection that learns, of \['h->o', 'in"):
         build(net, "lava", plans=learning, postponed=["z"])
-    with pytest.raises(TypeError, match="but postponed"):
+    with pytest.raises(
+        Invalid, match=r"postpone: expected options .*one of postponed, got postpone"
+    ):
         build(net, "lava", plans=learning, postpone=True)

@@ -73,7 +73,9 @@ def test_what_is_missing_is_asked_for_by_name(model: Path, capsys: Any) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float", "fixed"])
-@pytest.mark.parametrize("backend", ["torch", pytest.param("lava", marks=pytest.mark.lava)])
+@pytest.mark.parametrize(
+    "backend", ["torch", "fused", pytest.param("lava", marks=pytest.mark.lava)]
+)
 def test_run(model: Path, capsys: Any, backend: str, precision: str) -> None:
     target = model.with_name("out.npz")
     argv = ["run", model, "--input", model.with_name("x.npy"), "--output", target, "--backend",
@@ -81,7 +83,7 @@ def test_run(model: Path, capsys: Any, backend: str, precision: str) -> None:
     status, _, err = call(capsys, *argv)
     if (backend, precision) == ("torch", "fixed"):
         assert status == 2
-        assert "backend='lava'" in err
+        assert "--backend lava" in err
         assert not target.exists()
         return
     assert status == 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import nir
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from grasp_plugin import Discretisation, build, discretise
 from grasp_plugin.errors import Invalid, MissingChoice, Refused
 from grasp_plugin.network import weights as W
+from grasp_plugin.network.convert import with_choices
 from grasp_plugin.network.hints import RESETS, write_hints
 
 VALUE = Discretisation(dt_s=1e-3, reset="value")
@@ -187,8 +190,35 @@ def test_loops_through_several_populations_need_a_choice() -> None:
     one = Discretisation(dt_s=1e-3, reset="value", loop=(("m", "n"),))
     delays = {k.name: k.delay_steps for k in discretise(loop_of_two(), one).projections}
     assert delays == {"i->n": 0, "n->m": 0, "m->n": 1}
-    with pytest.raises(Invalid, match="feedback"):
+    with pytest.raises(Invalid, match=r"^x->n: expected feedback"):
         discretise(loop_of_two(), Discretisation(dt_s=1e-3, reset="value", loop=(("x", "n"),)))
+
+
+def test_a_feedback_edge_that_lies_in_no_loop_is_named() -> None:
+    """It would be delayed by a step."""
+    for edges in ((("i", "n"),), (("m", "n"), ("i", "n"))):
+        policy = Discretisation(dt_s=1e-3, reset="value", loop=edges)
+        with pytest.raises(Invalid, match=r"^i->n: .* lies in no loop\. Pick from .*'m', 'n'"):
+            discretise(loop_of_two(), policy)
+    three = np.array([3])
+    nodes = {"i": nir.Input(three), "w": nir.Linear(np.eye(3)), "n": lif(3),
+             "v": nir.Linear(np.eye(3) * 2), "m": lif(3), "o": nir.Output(three)}  # fmt: skip
+    forward = nir.NIRGraph(nodes, list(pairwise(nodes)), type_check=False)
+    policy = Discretisation(dt_s=1e-3, reset="value", loop=(("n", "m"),))
+    with pytest.raises(Invalid, match=r"^n->m: .* the network has no loop"):
+        discretise(forward, policy)
+    forward.edges.append(("n", "n"))
+    own = Discretisation(dt_s=1e-3, reset="value", loop=(("n", "n"),))
+    assert {k.name: k.delay_steps for k in discretise(forward, own).projections}["n->n"] == 1
+
+
+def test_an_output_behind_a_flatten_shows_the_populations_shape() -> None:
+    shape = np.array([2, 3, 1])
+    nodes = {"i": nir.Input(shape), "n": nir.Threshold(np.full((2, 3, 1), 0.5)),
+             "f": nir.Flatten({"input": shape}, 0, -1), "o": nir.Output(np.array([6]))}  # fmt: skip
+    network = discretise(nir.NIRGraph(nodes, list(pairwise(nodes)), type_check=False), VALUE)
+    with build(network, "torch") as session:
+        assert session.run(np.ones((4, 2, 3, 1)))["o"].shape == (4, 2, 3, 1)
 
 
 def test_a_loop_of_linear_nodes_is_refused() -> None:
@@ -210,11 +240,72 @@ def test_resets_by_node() -> None:
 @pytest.mark.parametrize(
     "policy",
     [{"dt_s": 0.0}, {"dt_s": float("nan")}, {"reset": "sideways"}, {"scheme": "magic"},
-     {"integrator": "x"}, {"source": "y"}, {"loop": "z"}, {"reset": {"n": "sideways"}}],
+     {"integrator": "x"}, {"source": "y"}, {"loop": "z"}, {"reset": {"n": "sideways"}},
+     {"dt_s": "1e-3"}, {"dt_s": np.ones(2)}, {"dt_s": True}, {"reset": ["value"]},
+     {"scheme": ["euler"]}, {"source": ["norse"]}, {"loop": ("m", "n")}, {"loop": [("m", "n")]},
+     {"loop": ((1, 2),)}],
+    ids=str,
 )  # fmt: skip
 def test_policies_are_checked(policy: dict[str, Any]) -> None:
     with pytest.raises(Invalid):
         Discretisation(**policy)
+
+
+@pytest.mark.parametrize("policy", [1e-3, {"dt_s": 1e-3}, "euler", 0], ids=str)
+def test_a_policy_is_a_discretisation(policy: Any) -> None:
+    with pytest.raises(Invalid, match=r"^policy: expected a Discretisation, got") as caught:
+        discretise(two(lif(3)), policy)
+    assert "Discretisation(dt_s=" in caught.value.remedy
+
+
+@pytest.mark.parametrize("graph", ["x.nir", Path("x.nir"), None, 3], ids=str)
+def test_a_graph_is_a_nir_graph(graph: Any) -> None:
+    with pytest.raises(Invalid, match=r"expected a nir\.NIRGraph, got .*read_nir\(path\)"):
+        discretise(graph, VALUE)
+
+
+@pytest.mark.parametrize("where", ["graph", "n"])
+@pytest.mark.parametrize("hint", ["1 ms", np.ones(3), -1.0, np.nan], ids=str)
+def test_a_time_step_in_the_hints_is_a_number_of_seconds(where: str, hint: Any) -> None:
+    graph = two(lif(3))
+    write_hints(graph if where == "graph" else graph.nodes[where], dt_s=hint)
+    with pytest.raises(Invalid, match=rf"^{where}, hint dt_s: expected seconds > 0"):
+        discretise(graph, Discretisation(reset="value"))
+    assert discretise(graph, VALUE).dt_s == 1e-3
+
+
+def test_an_adaptive_neurons_time_step_is_read_even_if_another_is_given() -> None:
+    graph = two(lif(3))
+    write_hints(graph.nodes["n"], rho=0.9, theta=0.1, n_ref=0, dt_s="1 ms")
+    with pytest.raises(Invalid, match=r"^n, hint dt_s: expected seconds > 0, got '1 ms'"):
+        discretise(graph, VALUE)
+
+
+def test_choices_are_a_discretisation() -> None:
+    with pytest.raises(Invalid, match=r"^policy: expected a Discretisation, got float"):
+        with_choices(two(lif(3)), 1e-3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint", "text"),
+    [("reset", np.ones(2), "expected a reset"), ("comparator", np.ones(2), "got comparator"),
+     ("source", "brian", "hint source: expected one of"),
+     ("source", np.ones(2), "hint source: expected one of"), ("loop", "n->m->k", "hint loop"),
+     ("time_unit", np.ones(2), "expected times in seconds")],
+    ids=str,
+)  # fmt: skip
+def test_other_hints_that_make_no_sense_are_named(name: str, hint: Any, text: str) -> None:
+    graph = two(lif(3))
+    write_hints(graph.nodes["n"] if name in ("reset", "comparator") else graph, **{name: hint})
+    with pytest.raises((Invalid, Refused), match=text):
+        discretise(graph, Discretisation(dt_s=1e-3))
+
+
+def test_how_much_too_short_a_time_constant_is() -> None:
+    """The difference shows where tau was stored in float32, too."""
+    short = float(np.float32(1e-3) * np.float32(1 - 1e-7))
+    with pytest.raises(Refused, match=r"dt = 0\.001 s .*got 0\.00099999\d+ s, \d.*e-0\d of dt"):
+        discretise(two(lif(3, tau=short)), VALUE)
 
 
 def test_shapes_that_clash_are_named() -> None:

@@ -112,8 +112,8 @@ def test_what_goes_wrong_in_a_pass_is_refused() -> None:
     step()
     holes = x.clone()
     holes[0, 0, 0] = torch.nan
-    hot = inner_of(net, replace(learning, plans={HEAD: replace(learning.plans[HEAD],
-                                                               learning_rate=np.inf)}))  # fmt: skip
+    endless = replace(learning.plans[HEAD], learning_rate=np.array(np.inf))
+    hot = inner_of(net, replace(learning, plans={HEAD: endless}))
     renamed = PlanStep(network, learning, {BODY: "weight_1", HEAD: "weight_9"},
                        dtype=torch.float64)  # fmt: skip
     swapped = PlanStep(network, learning, {HEAD: "weight_1", BODY: "weight_2"},

@@ -8,6 +8,7 @@ from typing import Any
 import nir
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -265,3 +266,69 @@ def test_a_room_that_is_asked_for_is_kept_or_refused() -> None:
         quantise(network, room=1e9)
     with pytest.raises(Invalid, match="expected room >= 1"):
         quantise(network, room=0.5)
+
+
+@pytest.mark.parametrize("call", [quantise, dequantise, to_nir])
+@pytest.mark.parametrize("kind", ["graph", "path", "none"])
+def test_what_is_no_network_is_named(call: Any, kind: str) -> None:
+    ports = {"i": nir.Input(np.array([1])), "o": nir.Output(np.array([1]))}
+    graph = nir.NIRGraph(ports, [("i", "o")], type_check=False)
+    given: Any = {"graph": graph, "path": "x.nir", "none": None}[kind]
+    name = type(given).__name__
+    with pytest.raises(Invalid, match=f"^network: expected a Network, got {name}") as caught:
+        call(given)
+    assert "discretise(graph)" in caught.value.remedy
+
+
+@pytest.mark.parametrize("form", ["dense", "sparse", "convolution"])
+@pytest.mark.parametrize("plastic", [(), ("w",)], ids=["fixed", "plastic"])
+def test_neurons_whose_weights_all_round_to_zero_are_counted(
+    caplog: pytest.LogCaptureFixture, form: str, plastic: tuple[str, ...]
+) -> None:
+    """One large weight takes the range of all: the others, not those that are 0, are lost."""
+    rng = np.random.default_rng(0)
+    weight = rng.uniform(0.5, 1.0, (5, 4)) * rng.choice([-1, 1], (5, 4))
+    weight[1], weight[3, 2] = 0.0, 1e4
+    network = linear_readout(4, 5)
+    made: Any = {"dense": weight, "sparse": sp.csr_matrix(weight)}.get(form)
+    if form == "convolution":
+        made = W.Conv(weight[:, :, None], (4, 1), (1,), ((0, 0),), (1,))
+    network = replace(network, projections=(replace(network.projections[0], weight=made),))
+    quantise(network, plastic=plastic)
+    what = "output channels" if form == "convolution" else "neurons of out"
+    assert f"w: all weights of 3 of 5 {what} round to 0" in caplog.text
+    caplog.clear()
+    values = W.values(made).copy()
+    values[np.abs(values) == 1e4] = 0.7
+    quantise(network.with_weights({"w": values}), plastic=plastic)
+    assert not caplog.text
+
+
+def test_a_projection_that_rounds_to_zero_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    weight = np.random.default_rng(0).normal(size=(3, 4))
+    network = network_of(weight)
+    with pytest.raises(Invalid, match=r"^i->n: .*all 12 of them rounded to 0.*smaller growth"):
+        quantise(network, plastic=["i->n"], growth=1e9)
+    assert np.any(quantise(network, plastic=["i->n"], growth=16.0).weights()["i->n"])
+    (k,) = network.projections
+    tiny = replace(k, name="tiny", weight=k.weight * 1e-5)
+    with pytest.raises(Invalid, match=r"^tiny: "):
+        quantise(replace(network, projections=(k, tiny)))
+    nothing = replace(k, name="nothing", weight=k.weight * 0)
+    quantise(replace(network, projections=(k, nothing)))  # as a head that is to learn
+    assert not caplog.text
+    quantise(network_of(weight, bias=np.full(3, 1e-6)))
+    assert "bias->n: all of its 3 biases round to 0" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [({"room": "x"}, "room: expected room >= 1"), ({"growth": None}, "growth: expected"),
+     ({"headroom": 0}, "headroom: expected headroom"), ({"plastic": "i->n"}, "plastic: .*names"),
+     ({"input_max": "1"}, "i: expected input_max > 0"),
+     ({"input_max": {"j": 1.0}}, "j: expected input_max for an input, one of i")],
+    ids=str,
+)  # fmt: skip
+def test_arguments_are_checked(wrong: dict[str, Any], text: str) -> None:
+    with pytest.raises(Invalid, match=f"^{text}"):
+        quantise(network_of(np.ones((2, 2))), **wrong)

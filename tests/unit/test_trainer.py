@@ -476,13 +476,49 @@ def test_folded_layers_are_refused_and_nothing_is_written() -> None:
         nn.AvgPool2d(2), nn.Flatten(), nn.Linear(4, 6), snn.Leaky(**kind),
         nn.Linear(6, 3), snn.Leaky(**kind),
     )  # fmt: skip
-    trainer = OnlineTrainer(net, RULES["ottt"], sample=torch.zeros(1, 1, 4, 4))
+    with pytest.warns(UserWarning, match=r"input->3: expected a layer of free weights.*0, 1, 2"):
+        trainer = OnlineTrainer(net, RULES["ottt"], sample=torch.zeros(1, 1, 4, 4))
     spikes = torch.ones(STEPS, BATCH, 1, 4, 4)
     trainer.fit([(spikes, torch.tensor([0, 1, 2, 0]))], 1)
     old = {n: v.clone() for n, v in net.state_dict().items()}
     with pytest.raises(Refused, match=r"input->3: .*one layer.*got 0, 1, 2"):
         trainer.into(net)
     assert all(torch.equal(v, old[n]) for n, v in net.state_dict().items())
+
+
+def test_frozen_layers_are_not_trained_and_not_written() -> None:
+    net, sample = snntorch_net(), torch.zeros(1, 7)
+    net[0].requires_grad_(False)
+    net[2].bias.requires_grad_(False)
+    old = {n: v.clone() for n, v in net.state_dict().items()}
+    trainer = OnlineTrainer(net, RULES["ottt"], sample=sample)
+    assert set(trainer.learning.plans) == {"1->3"}
+    trainer.fit(batches(1), 1)
+    trainer.into(net)
+    changed = {n for n, v in net.state_dict().items() if not torch.equal(v, old[n])}
+    assert changed == {"2.weight"}
+    net.requires_grad_(False)
+    with pytest.raises(Invalid, match=r"model: expected a layer that learns.*requires_grad"):
+        OnlineTrainer(net, RULES["ottt"], sample=sample)
+
+
+def test_what_is_no_model_learning_or_optimizer() -> None:
+    adam = torch.optim.Adam(torch.nn.Linear(2, 2).parameters(), lr=1e-3)
+    wrong: Any = "ottt"
+    with pytest.raises(Invalid, match=r"model: expected a Network or a torch module, got str"):
+        OnlineTrainer(wrong, RULES["ottt"])
+    with pytest.raises(Invalid, match=r"learning: expected a Learning.*got str"):
+        OnlineTrainer(network(), wrong)
+    for wrong in (adam, "adam"):
+        with pytest.raises(Invalid, match=r"optimizer: expected a function .*got (Adam|str)"):
+            double(RULES["ottt"], optimizer=wrong)
+
+
+def test_a_mismatch_names_only_what_differs(tmp_path: Path) -> None:
+    double(RULES["ottt"], update="sequence").save(tmp_path / "a.pt")
+    with pytest.raises(Invalid, match=r"update step, got one of .*update sequence") as caught:
+        double(RULES["ottt"]).load(tmp_path / "a.pt")
+    assert "ThreeFactor" not in str(caught.value)
 
 
 def test_another_module_is_refused_and_restored() -> None:
@@ -567,7 +603,7 @@ SPIKES, LABELS = batches(1)[0]
         ([(SPIKES, LABELS[:2])], r"each of 4 samples, got \(2,\)"),
         ([(SPIKES, torch.tensor([0, 1, 3, 0]))], r"labels in 0\.\.2, got 3 at position 2"),
         ([(SPIKES, LABELS.double())], "integer labels"),
-        ([(SPIKES * float("nan"), LABELS)], "expected finite real numbers"),
+        ([(SPIKES * float("nan"), LABELS)], r"that are NaN or infinite, the first nan at"),
         ([("text", LABELS)], "expected numbers"),
         ([SPIKES], "expected pairs of spikes and labels"),
     ],

@@ -209,7 +209,8 @@ class MAML(nn.Module):
             return torch.stack([work(*task) for task in tasks])
         parts = (tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y)
         try:
-            out: Tensor = vmap(work, randomness="different")(*parts)
+            with buffers_kept(self.model):  # snnTorch would keep a membrane that vmap has ended
+                out: Tensor = vmap(work, randomness="different")(*parts)
         except RuntimeError as error:
             if not any(clue in str(error) for clue in _UNMAPPED):
                 raise
