@@ -48,9 +48,10 @@ class Case:
 
 
 def _decolle(inputs: int, seed: int, late: bool) -> tuple[Network, Learning]:
-    network, learning = tasks.decolle_made(inputs, seed)
+    network, _ = tasks.decolle_made(inputs, seed)
     level = tuple(replace(p, v_th=np.zeros(p.size)) for p in network.populations)
-    return replace(network, populations=level), learning
+    network = replace(network, populations=level)
+    return network, tasks.decolle_plans(network, seed)
 
 
 def _etlp(inputs: int, seed: int, late: bool) -> tuple[Network, Learning]:

@@ -145,7 +145,12 @@ def decolle_made(inputs: int, seed: int) -> tuple[Network, Learning]:
     network = decolle_network(
         [inputs, HIDDEN, HIDDEN], alpha=0.8, beta=0.7, alpha_rp=0.65, seed=seed
     )
-    return network, decolle_for(network, CLASSES, 1.0, amplitude=2.0, seed=1000 * seed)
+    return network, decolle_plans(network, seed)
+
+
+def decolle_plans(network: Network, seed: int) -> Learning:
+    """What learns a network of `decolle_made`, or one with other thresholds."""
+    return decolle_for(network, CLASSES, 1.0, amplitude=2.0, seed=1000 * seed)
 
 
 def etlp_made(inputs: int, seed: int) -> tuple[Network, Learning]:
