@@ -24,8 +24,8 @@ from torch.func import functional_call, vmap
 from grasp_plugin.backends.learning_torch import OnlineTorch
 from grasp_plugin.learning import Learning
 from grasp_plugin.learning.network_curvature import StepCurvature
-from grasp_plugin.learning.rule import leaves
 from grasp_plugin.learning.spec import Seen
+from grasp_plugin.learning.states import leaves
 from grasp_plugin.network.network import Network
 
 

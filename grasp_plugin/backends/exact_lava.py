@@ -10,8 +10,8 @@ from grasp_plugin.backends.lava import ABSOLUTE, STATE, model_class
 from grasp_plugin.errors import Invalid
 from grasp_plugin.learning.exact.deployed import Deployed
 from grasp_plugin.learning.exact.engine import Parameters
-from grasp_plugin.learning.rule import State
 from grasp_plugin.learning.spec import Learning
+from grasp_plugin.learning.states import State
 from grasp_plugin.network.network import Network
 from grasp_plugin.network.weights import Array
 from grasp_plugin.runtime.lava_import import forget_processes, kept_logging, require_lava

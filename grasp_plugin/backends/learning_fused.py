@@ -13,8 +13,8 @@ import numpy as np
 from grasp_plugin.backends.fused import FusedSession
 from grasp_plugin.backends.learning_steps import FixedSteps, FloatSteps
 from grasp_plugin.backends.live_weights import LiveWeights
-from grasp_plugin.learning.rule import State, leaves, with_leaves
 from grasp_plugin.learning.spec import Learning, Seen, may_rest
+from grasp_plugin.learning.states import State, leaves, with_leaves
 from grasp_plugin.network.network import Network
 from grasp_plugin.network.packed import PackedState, advance, pack
 from grasp_plugin.network.weights import Array

@@ -10,10 +10,11 @@ import numpy as np
 from grasp_plugin.backends.lava import LavaSession, connected_parts, model_class
 from grasp_plugin.backends.plastic_layout import PlasticLayout
 from grasp_plugin.errors import Refused
-from grasp_plugin.learning.rule import Plan, State, leaves, with_leaves
+from grasp_plugin.learning.rule import Plan
 from grasp_plugin.learning.shared_budget import with_price
 from grasp_plugin.learning.signals import RandomReadout
 from grasp_plugin.learning.spec import Learning
+from grasp_plugin.learning.states import State, leaves, with_leaves
 from grasp_plugin.learning.transforms import Accumulate
 from grasp_plugin.network.network import Network
 from grasp_plugin.network.weights import Array

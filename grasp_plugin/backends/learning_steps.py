@@ -14,13 +14,14 @@ import numpy as np
 
 from grasp_plugin.backends.live_weights import LiveWeights
 from grasp_plugin.learning.convolved import conv_back, patches
+from grasp_plugin.learning.deltas import Delta
 from grasp_plugin.learning.fixed import FixedSynapses
 from grasp_plugin.learning.fixed_plan import fixed_plans
 from grasp_plugin.learning.kernels import add_delta
 from grasp_plugin.learning.network_curvature import StepCurvature
 from grasp_plugin.learning.online import OnlineLearner
-from grasp_plugin.learning.rule import Delta, State
 from grasp_plugin.learning.spec import Learning, Seen
+from grasp_plugin.learning.states import State
 from grasp_plugin.network.network import Network
 from grasp_plugin.network.weights import Array, Conv
 

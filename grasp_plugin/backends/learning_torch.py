@@ -14,8 +14,8 @@ from torch.nn import grad as convolution_grad
 from grasp_plugin.backends.torch import TorchNetwork, TorchSession
 from grasp_plugin.learning.chosen import Chosen, Sparse
 from grasp_plugin.learning.online import OnlineLearner
-from grasp_plugin.learning.rule import State, leaves, with_leaves
 from grasp_plugin.learning.spec import Learning, Seen, may_rest
+from grasp_plugin.learning.states import State, leaves, with_leaves
 from grasp_plugin.network.network import Network
 from grasp_plugin.network.weights import Array, Conv
 from grasp_plugin.neurons import lif

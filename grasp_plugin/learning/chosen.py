@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from grasp_plugin.learning.rule import Array, size
+from grasp_plugin.learning.deltas import Array, size
 from grasp_plugin.learning.selection import Pairs, Picked, write_picked
 
 

@@ -18,8 +18,10 @@ import numpy as np
 from array_api_compat import array_namespace, device
 
 from grasp_plugin.errors import Refused
+from grasp_plugin.learning.deltas import Array, Delta, Outer
 from grasp_plugin.learning.grasp import GRASP
-from grasp_plugin.learning.rule import Array, Delta, Factors, Outer, Plan, Rule, State, ThreeFactor
+from grasp_plugin.learning.rule import Factors, Plan, Rule, ThreeFactor
+from grasp_plugin.learning.states import State
 from grasp_plugin.network.weights import Conv
 
 

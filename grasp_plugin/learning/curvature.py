@@ -31,8 +31,9 @@ from graphlib import TopologicalSorter
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from grasp_plugin.learning.rule import Array, State
+from grasp_plugin.learning.deltas import Array
 from grasp_plugin.learning.signals import Backpropagation, OutputError, Projection, RandomReadout
+from grasp_plugin.learning.states import State
 from grasp_plugin.neurons.surrogate import Surrogate
 
 Operator = Callable[[Array], Array]

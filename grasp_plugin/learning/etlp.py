@@ -9,17 +9,9 @@ from typing import Any
 import numpy as np
 
 from grasp_plugin.errors import Invalid
-from grasp_plugin.learning.rule import (
-    Array,
-    Delta,
-    Factors,
-    PerSynapse,
-    Plan,
-    Rule,
-    State,
-    ThreeFactor,
-    zeros,
-)
+from grasp_plugin.learning.deltas import Array, Delta, PerSynapse
+from grasp_plugin.learning.rule import Factors, Plan, Rule, ThreeFactor
+from grasp_plugin.learning.states import State, zeros
 from grasp_plugin.learning.traces import (
     AdaptiveThreshold,
     Decay,

@@ -17,6 +17,7 @@ from grasp_plugin.errors import Invalid
 from grasp_plugin.learning import fixed_kernels as kernels
 from grasp_plugin.learning.convolved import patches
 from grasp_plugin.learning.counter_random import uniform
+from grasp_plugin.learning.deltas import Array, Full, Outer
 from grasp_plugin.learning.fixed_plan import (
     TRACE_MAX,
     W_MAX,
@@ -27,8 +28,9 @@ from grasp_plugin.learning.fixed_plan import (
     refuse_bent_sums,
 )
 from grasp_plugin.learning.rounded import Rounded
-from grasp_plugin.learning.rule import Array, Factors, Full, Outer, State
+from grasp_plugin.learning.rule import Factors
 from grasp_plugin.learning.scores import Selection
+from grasp_plugin.learning.states import State
 from grasp_plugin.learning.worth import gradient_of
 from grasp_plugin.network.weights import Conv
 

@@ -31,9 +31,10 @@ from typing import Any
 import numpy as np
 
 from grasp_plugin.errors import Invalid, Refused
+from grasp_plugin.learning.deltas import Array
 from grasp_plugin.learning.grasp import GRASP
 from grasp_plugin.learning.losses import SmoothL1
-from grasp_plugin.learning.rule import Array, Plan, Rule, ThreeFactor, Transform
+from grasp_plugin.learning.rule import Plan, Rule, ThreeFactor, Transform
 from grasp_plugin.learning.signals import Projection, RandomReadout
 from grasp_plugin.learning.spec import Learning
 from grasp_plugin.learning.traces import (

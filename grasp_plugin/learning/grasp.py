@@ -36,9 +36,11 @@ from grasp_plugin.errors import Invalid
 from grasp_plugin.learning.budget import Budget, Fixed
 from grasp_plugin.learning.chosen import Chosen as Chosen
 from grasp_plugin.learning.curvature import KINDS, diagonal
+from grasp_plugin.learning.deltas import Array, Delta
 from grasp_plugin.learning.rounded import Rounded
-from grasp_plugin.learning.rule import Array, Delta, Factors, State, Transform
+from grasp_plugin.learning.rule import Factors, Transform
 from grasp_plugin.learning.scores import Block, Scores, Selection, Separable, spread
+from grasp_plugin.learning.states import State
 from grasp_plugin.learning.worth import Bend, RankOne, Whole, gradient_of
 
 SCORES = ("pred_decrease", "abs_gHg", "magnitude", "random", "error", "change")

@@ -25,16 +25,9 @@ from typing import ClassVar
 from array_api_compat import array_namespace
 
 from grasp_plugin.errors import Invalid, Refused
-from grasp_plugin.learning.rule import (
-    Array,
-    Factors,
-    Rule,
-    State,
-    ThreeFactor,
-    Trace,
-    counter,
-    zeros,
-)
+from grasp_plugin.learning.deltas import Array
+from grasp_plugin.learning.rule import Factors, Rule, ThreeFactor, Trace
+from grasp_plugin.learning.states import State, counter, zeros
 from grasp_plugin.learning.traces import Decay, Instant, freeze
 from grasp_plugin.neurons.surrogate import Surrogate
 

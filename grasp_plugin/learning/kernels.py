@@ -13,7 +13,7 @@ import numba
 import numpy as np
 
 from grasp_plugin.learning.chosen import Chosen, Sparse
-from grasp_plugin.learning.rule import Array, Delta, Outer, PerSynapse, number
+from grasp_plugin.learning.deltas import Array, Delta, Outer, PerSynapse, number
 
 SPARSE_BELOW = 0.25  # share of non-zero inputs below which they are visited one by one
 

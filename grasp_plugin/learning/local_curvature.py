@@ -27,7 +27,7 @@ from grasp_plugin.learning.curvature import (
     projection_curvature,
     readout_curvature,
 )
-from grasp_plugin.learning.rule import Array, State
+from grasp_plugin.learning.deltas import Array
 from grasp_plugin.learning.signals import (
     Backpropagation,
     OutputError,
@@ -35,6 +35,7 @@ from grasp_plugin.learning.signals import (
     RandomReadout,
     teaching_event,
 )
+from grasp_plugin.learning.states import State
 
 PARALLEL = 1e-9  # how far u may point away from d, of its largest entry
 

@@ -29,11 +29,12 @@ from dataclasses import dataclass, replace
 from array_api_compat import array_namespace, device
 
 from grasp_plugin.errors import Invalid, Refused
+from grasp_plugin.learning.deltas import Array
 from grasp_plugin.learning.etlp import EProp
 from grasp_plugin.learning.grasp import GRASP
 from grasp_plugin.learning.loihi_gates import RowGate, columns_by_x0, row_gate
 from grasp_plugin.learning.loihi_traces import Term, draft, name_of, unknown
-from grasp_plugin.learning.rule import Array, Plan, Rule, ThreeFactor, Trace
+from grasp_plugin.learning.rule import Plan, Rule, ThreeFactor, Trace
 from grasp_plugin.learning.traces import AdaptiveThreshold, Decay, SynapticExponential
 from grasp_plugin.learning.transforms import Accumulate, BurnIn
 

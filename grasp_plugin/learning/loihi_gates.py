@@ -37,9 +37,11 @@ from grasp_plugin.learning.budget import (
     NonZero,
     RandomSteps,
 )
+from grasp_plugin.learning.deltas import Array, Outer
 from grasp_plugin.learning.grasp import GRASP
 from grasp_plugin.learning.loihi_traces import Term, name_of
-from grasp_plugin.learning.rule import Array, Factors, Outer, State, ThreeFactor
+from grasp_plugin.learning.rule import Factors, ThreeFactor
+from grasp_plugin.learning.states import State
 
 SCALE_FREE = (Fixed, Coverage, Given, Every, RandomSteps, NonZero, Everything)
 

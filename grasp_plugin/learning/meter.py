@@ -24,8 +24,8 @@ from typing import Protocol
 import numpy as np
 
 from grasp_plugin.errors import Invalid
-from grasp_plugin.learning.rule import State, leaves
 from grasp_plugin.learning.spec import Learning
+from grasp_plugin.learning.states import State, leaves
 from grasp_plugin.learning.updates import Reading, Row, Updates
 from grasp_plugin.network.weights import Array
 

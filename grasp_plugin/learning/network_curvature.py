@@ -19,8 +19,9 @@ from grasp_plugin.learning.curvature import (
     finite_difference,
     plus,
 )
+from grasp_plugin.learning.deltas import Array
 from grasp_plugin.learning.local_curvature import local_curvature
-from grasp_plugin.learning.rule import Array, Factors, Plan, Rule, State, ThreeFactor
+from grasp_plugin.learning.rule import Factors, Plan, Rule, ThreeFactor
 from grasp_plugin.learning.signals import (
     Backpropagation,
     OutputError,
@@ -28,6 +29,7 @@ from grasp_plugin.learning.signals import (
     RandomReadout,
 )
 from grasp_plugin.learning.spec import Learning, Seen, carries_error
+from grasp_plugin.learning.states import State
 from grasp_plugin.network.network import Network
 
 

@@ -19,21 +19,13 @@ from array_api_compat import array_namespace
 
 from grasp_plugin.errors import Invalid, Refused
 from grasp_plugin.learning.convolved import Convolved, SharedBias, core_of
+from grasp_plugin.learning.deltas import Array, Delta, is_finite
 from grasp_plugin.learning.network_curvature import StepCurvature
-from grasp_plugin.learning.rule import (
-    Array,
-    Delta,
-    Factors,
-    Plan,
-    Rule,
-    State,
-    check_finite,
-    is_finite,
-    with_lasting,
-)
+from grasp_plugin.learning.rule import Factors, Plan, Rule, with_lasting
 from grasp_plugin.learning.shared_budget import shared_price
 from grasp_plugin.learning.signals import Backpropagation, OutputError, Projection, RandomReadout
 from grasp_plugin.learning.spec import Learning, Seen, Signal, carries_error, check
+from grasp_plugin.learning.states import State, check_finite
 from grasp_plugin.learning.transforms import Late
 from grasp_plugin.network.network import Network
 from grasp_plugin.network.weights import Conv

@@ -40,7 +40,9 @@ import numpy as np
 
 from grasp_plugin.errors import Invalid, Refused
 from grasp_plugin.learning.chosen import Chosen, Sparse
-from grasp_plugin.learning.rule import Array, Delta, Full, State, Transform, scaled
+from grasp_plugin.learning.deltas import Array, Delta, Full, scaled
+from grasp_plugin.learning.rule import Transform
+from grasp_plugin.learning.states import State
 
 Moments = tuple[Array, ...]
 At = tuple[Array, Array] | EllipsisType  # of a weight [N_o, N_i]

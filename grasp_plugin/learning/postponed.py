@@ -36,8 +36,10 @@ from typing import Any
 import numpy as np
 
 from grasp_plugin.errors import Refused
+from grasp_plugin.learning.deltas import Array, Outer, number
 from grasp_plugin.learning.kernels import jit
-from grasp_plugin.learning.rule import Array, Outer, Plan, Rule, State, ThreeFactor, Trace, number
+from grasp_plugin.learning.rule import Plan, Rule, ThreeFactor, Trace
+from grasp_plugin.learning.states import State
 from grasp_plugin.learning.traces import (
     Average,
     CurrentExponential,

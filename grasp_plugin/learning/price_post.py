@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from grasp_plugin.learning.rule import Array
+from grasp_plugin.learning.deltas import Array
 from grasp_plugin.learning.shared_budget import SharedPrice
 
 

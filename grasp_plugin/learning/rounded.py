@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from grasp_plugin.learning.chosen import Chosen, Sparse
-from grasp_plugin.learning.rule import Array
+from grasp_plugin.learning.deltas import Array
 from grasp_plugin.learning.scores import Scores, Selection, Table
 from grasp_plugin.learning.worth import Bend, RankOne, Whole
 

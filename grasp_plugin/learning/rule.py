@@ -16,21 +16,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any, ClassVar
 
-import numpy as np
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace
 
 from grasp_plugin.errors import Invalid
+from grasp_plugin.learning.deltas import Array, Delta, Outer, PerSynapse
+from grasp_plugin.learning.states import State
 from grasp_plugin.neurons.surrogate import Surrogate
-
-Array = Any  # a NumPy array or torch tensor
-TINY, HUGE = 1e-200, 1e200  # squares that neither underflow nor overflow
-State = dict[str, Any]  # nested, arrays at the leaves
-Delta = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,105 +65,6 @@ class Factors:
         if value is None:
             raise Invalid(by, f"expected Factors.{name}, got None", f"Pass {name}=... in Factors")
         return value
-
-
-@dataclass(frozen=True, eq=False)
-class Outer:
-    """scale * left^T right, never formed until asked: rank <= batch.
-
-    Args:
-        left: (batch, N_o); right: (batch, N_i); scale: a number or (1,).
-    """
-
-    left: Array
-    right: Array
-    scale: Array
-
-    def dense(self) -> Array:
-        return self.scale * (self.left.T @ self.right)
-
-    def bound(self) -> float:
-        """At least the largest |entry|; infinite or NaN if a factor is."""
-        bound = abs(number(self.scale)) * size(self.left) * size(self.right)
-        return _within(bound, self.left)
-
-    def scaled(self, by: Array) -> Outer:
-        return replace(self, scale=self.scale * by)
-
-
-@dataclass(frozen=True, eq=False)
-class PerSynapse:
-    """scale * sum_b left[b, o] eligibility[b, o, i]: a trace for each synapse, not of low rank.
-
-    Args:
-        left: (batch, N_o); eligibility: (batch, N_o, N_i); scale: a number or (1,).
-    """
-
-    left: Array
-    eligibility: Array
-    scale: Array
-
-    def dense(self) -> Array:
-        xp = array_namespace(self.left)
-        by_neuron = xp.permute_dims(self.eligibility, (1, 0, 2))
-        return self.scale * (self.left.T[:, None, :] @ by_neuron)[:, 0, :]
-
-    def bound(self) -> float:
-        """At least the largest |entry|; infinite or NaN if a factor is."""
-        bound = abs(number(self.scale)) * size(self.left) * size(self.eligibility)
-        return _within(bound, self.left)
-
-    def scaled(self, by: Array) -> PerSynapse:
-        return replace(self, scale=self.scale * by)
-
-
-@dataclass(frozen=True, eq=False)
-class Full:
-    """A delta that has no factors any more, such as a sum over time: value, or scale * value.
-
-    Args:
-        value: (N_o, N_i); scale: minus the step size, a number, of a gradient; None: not known.
-    """
-
-    value: Array
-    scale: float | None = None
-
-    def dense(self) -> Array:
-        return self.value if self.scale is None else self.scale * self.value
-
-    def bound(self) -> float:
-        """At least the largest |entry|; infinite or NaN if one is."""
-        return size(self.value) * abs(1.0 if self.scale is None else self.scale)
-
-    def scaled(self, by: Array) -> Full:
-        return Full(self.dense() * by)
-
-
-def scaled(delta: Delta, by: Array) -> Delta:
-    """Every entry of a delta times a number (or an array of shape (1,))."""
-    return {k: v.scaled(by) if hasattr(v, "scaled") else v * by for k, v in delta.items()}
-
-
-def _within(bound: float, like: Array) -> float:
-    """bound, or infinity where it does not fit like's dtype."""
-    if bound < 6e4:  # fits the smallest dtype
-        return bound
-    return bound if bound <= float(array_namespace(like).finfo(like.dtype).max) else math.inf
-
-
-def size(value: Array) -> float:
-    """The 2-norm of an array, or its sum of magnitudes: either is at least the largest |entry|,
-    and the product of two arrays' sizes at least the largest |sum over the batch|."""
-    if isinstance(value, np.ndarray) and value.dtype == np.float64:
-        squares = float(np.vdot(value, value))  # several times faster than the sum
-        if TINY < squares < HUGE:
-            return math.sqrt(squares)
-    return float(abs(value).sum())
-
-
-def number(value: Array) -> float:
-    """A number, or an array of one, as float."""
-    return float(value if isinstance(value, (int, float)) else value.reshape(-1)[0])
 
 
 class Rule(ABC):
@@ -347,75 +244,9 @@ def check_rate(culprit: str, rate: Any, *, signed: bool = False) -> None:
         raise Invalid(culprit, f"expected {wanted}, got {rate!r}", "Pass a finite number")
 
 
-def counter(like: Array) -> Array:
-    """A step counter at 0 (1,), int64, beside `like`."""
-    xp = array_namespace(like)
-    return xp.zeros((1,), dtype=xp.int64, device=device(like))
-
-
-def zeros(weight: Array, *shape: int) -> Array:
-    """Zeros of a shape with weight's dtype, beside it."""
-    return array_namespace(weight).zeros(shape, dtype=weight.dtype, device=device(weight))
-
-
-def leaves(state: State, prefix: str = "") -> Iterator[tuple[str, Array]]:
-    """(dotted name, array) of every leaf of a nested dict, in order."""
-    for key, value in state.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def with_leaves(state: State, arrays: dict[str, Array], prefix: str = "") -> State:
-    """The same nested dict with the arrays that `leaves` names.
-
-    Raises:
-        Invalid: an array is missing.
-    """
-    out: State = {}
-    for key, value in state.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            out[key] = with_leaves(value, arrays, f"{name}.")
-        elif name in arrays:
-            out[key] = arrays[name]
-        else:
-            raise Invalid(name, "expected this array in the state, got none", "Save it again")
-    return out
-
-
 def with_lasting(plan: Rule, fresh: State, old: State) -> State:
     """A plan's fresh state with the old states of its lasting transforms."""
     if not isinstance(plan, Plan):
         return fresh
     kept = {str(i): old["transforms"][str(i)] for i, t in enumerate(plan.transforms) if t.lasting}
     return {**fresh, "transforms": {**fresh["transforms"], **kept}}
-
-
-def is_finite(delta: Delta) -> bool:
-    """False if the delta holds NaN or infinity, or its factors could overflow when multiplied.
-
-    One sum over each factor: the product of their sizes bounds every entry.
-    """
-    return all(math.isfinite(v.bound() if hasattr(v, "bound") else size(v)) for v in delta.values())
-
-
-def check_finite(state: State, *, node: str, step: int) -> None:
-    """Refuse a state with NaN or infinity; call it before the step's weights are kept.
-
-    Raises:
-        Invalid: names the node, the step, the trace and how many entries are not finite.
-    """
-    for name, value in leaves(state):
-        xp = array_namespace(value)
-        if xp.isdtype(value.dtype, "real floating"):
-            bad = int(xp.sum(xp.astype(~xp.isfinite(value), xp.int64)))
-            if bad:
-                raise Invalid(
-                    node,
-                    f"expected finite traces, got {bad} entries of {name!r} at step {step} that "
-                    "are NaN or infinite",
-                    "Go on from the weights of the step before, with a smaller learning rate or "
-                    "input without NaN",
-                )

@@ -24,9 +24,11 @@ import numpy as np
 
 from grasp_plugin.errors import Invalid, Refused
 from grasp_plugin.learning.budget import SETTLED, Shared
+from grasp_plugin.learning.deltas import Array
 from grasp_plugin.learning.grasp import GRASP
-from grasp_plugin.learning.rule import Array, Plan, State
+from grasp_plugin.learning.rule import Plan
 from grasp_plugin.learning.spec import Learning
+from grasp_plugin.learning.states import State
 from grasp_plugin.network.network import Network
 from grasp_plugin.network.schedule import arrival_steps
 

@@ -25,8 +25,9 @@ from array_api_compat import array_namespace, device
 
 from grasp_plugin.errors import Invalid
 from grasp_plugin.learning.counter_random import uniform
+from grasp_plugin.learning.deltas import Array
 from grasp_plugin.learning.losses import CrossEntropy, Loss, SmoothL1
-from grasp_plugin.learning.rule import Array, State, counter
+from grasp_plugin.learning.states import State, counter
 from grasp_plugin.neurons.surrogate import Sigmoid, Surrogate
 
 

@@ -9,18 +9,12 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from grasp_plugin.errors import Invalid, Refused
+from grasp_plugin.learning.deltas import Array
 from grasp_plugin.learning.dynamics import made_from
+from grasp_plugin.learning.exact_trace import exact_trace
 from grasp_plugin.learning.losses import CrossEntropy, Loss
-from grasp_plugin.learning.recipes import exact_trace, output_of
-from grasp_plugin.learning.rule import (
-    Array,
-    Factors,
-    Plan,
-    Rule,
-    ThreeFactor,
-    Transform,
-    check_rate,
-)
+from grasp_plugin.learning.recipes import output_of
+from grasp_plugin.learning.rule import Factors, Plan, Rule, ThreeFactor, Transform, check_rate
 from grasp_plugin.learning.signals import Backpropagation
 from grasp_plugin.learning.spec import Learning
 from grasp_plugin.network.meta_hints import MetaHints

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from grasp_plugin.errors import Invalid, Refused
+from grasp_plugin.learning.deltas import Array
 from grasp_plugin.learning.dynamics import Made, check_dynamics, warn_of_tied
-from grasp_plugin.learning.rule import Array, Plan, Rule, ThreeFactor, check_rate
+from grasp_plugin.learning.rule import Plan, Rule, ThreeFactor, check_rate
 from grasp_plugin.learning.signals import (
     Backpropagation,
     OutputError,

@@ -32,7 +32,9 @@ from typing import Any, ClassVar
 from array_api_compat import array_namespace, device
 
 from grasp_plugin.errors import Invalid
-from grasp_plugin.learning.rule import Array, Factors, State, Trace, zeros
+from grasp_plugin.learning.deltas import Array
+from grasp_plugin.learning.rule import Factors, Trace
+from grasp_plugin.learning.states import State, zeros
 
 Decay = float | tuple[float, ...]
 

@@ -15,17 +15,9 @@ from array_api_compat import array_namespace
 
 from grasp_plugin.errors import Invalid
 from grasp_plugin.learning.chosen import from_state
-from grasp_plugin.learning.rule import (
-    Array,
-    Delta,
-    Full,
-    Outer,
-    PerSynapse,
-    State,
-    Transform,
-    counter,
-    scaled,
-)
+from grasp_plugin.learning.deltas import Array, Delta, Full, Outer, PerSynapse, scaled
+from grasp_plugin.learning.rule import Transform
+from grasp_plugin.learning.states import State, counter
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ import numpy as np
 from grasp_plugin.errors import Refused
 from grasp_plugin.learning import selection_kernels as kernels
 from grasp_plugin.learning.chosen import Chosen, Sparse
-from grasp_plugin.learning.rule import Array, Full, Outer, PerSynapse, number
+from grasp_plugin.learning.deltas import Array, Full, Outer, PerSynapse, number
 from grasp_plugin.learning.scores import Scores, Selection, Separable, Table
 from grasp_plugin.learning.selection import Pairs
 

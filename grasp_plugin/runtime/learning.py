@@ -11,8 +11,8 @@ import numpy as np
 
 from grasp_plugin.errors import Invalid
 from grasp_plugin.learning.losses import one_hot
-from grasp_plugin.learning.rule import State, leaves, with_leaves
 from grasp_plugin.learning.spec import Learning
+from grasp_plugin.learning.states import State, leaves, with_leaves
 from grasp_plugin.network.network import Network
 from grasp_plugin.network.weights import Array
 from grasp_plugin.runtime.checkpoint import load_arrays, other_checkpoint, save_arrays

@@ -25,13 +25,15 @@ from torch.func import functional_call
 
 from grasp_plugin.backends.learning_torch import OnlineTorch
 from grasp_plugin.errors import Invalid, Refused
+from grasp_plugin.learning.deltas import Delta
 from grasp_plugin.learning.grasp import GRASP
 from grasp_plugin.learning.losses import one_hot
 from grasp_plugin.learning.meta.checks import finite
 from grasp_plugin.learning.meta.inner import Inner, Params, Run
 from grasp_plugin.learning.optimise import Lazy
-from grasp_plugin.learning.rule import Delta, Plan, State
+from grasp_plugin.learning.rule import Plan
 from grasp_plugin.learning.spec import Learning
+from grasp_plugin.learning.states import State
 from grasp_plugin.network.network import Network
 from grasp_plugin.neurons.lif import heaviside
 

@@ -28,7 +28,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from grasp_plugin.errors import Invalid
-from grasp_plugin.learning.rule import Factors, State, Trace
+from grasp_plugin.learning.rule import Factors, Trace
+from grasp_plugin.learning.states import State
 from grasp_plugin.training.ottt_wiring import Entry, Given, arrange
 from grasp_plugin.training.ottt_wiring import detach as detach
 

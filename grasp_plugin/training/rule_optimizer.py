@@ -21,16 +21,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from grasp_plugin.errors import Invalid, Refused
-from grasp_plugin.learning.rule import (
-    Delta,
-    Factors,
-    Plan,
-    Rule,
-    State,
-    Transform,
-    check_finite,
-    leaves,
-)
+from grasp_plugin.learning.deltas import Delta
+from grasp_plugin.learning.rule import Factors, Plan, Rule, Transform
+from grasp_plugin.learning.states import State, check_finite, leaves
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from grasp_plugin.errors import Invalid
-from grasp_plugin.learning.rule import leaves
+from grasp_plugin.learning.states import leaves
 
 FORMAT = "grasp_plugin trainer 1"
 

@@ -17,15 +17,11 @@ from grasp_plugin.learning.budget import (
     Sharpness,
 )
 from grasp_plugin.learning.chosen import Chosen
+from grasp_plugin.learning.deltas import Delta, Outer
 from grasp_plugin.learning.grasp import GRASP
-from grasp_plugin.learning.rule import (
-    Delta,
-    Outer,
-    Plan,
-    State,
-    Transform,
-)
+from grasp_plugin.learning.rule import Plan, Transform
 from grasp_plugin.learning.spec import Learning
+from grasp_plugin.learning.states import State
 from grasp_plugin.network.network import Network
 from grasp_plugin.network.presets import etlp_network
 

@@ -26,8 +26,8 @@ from grasp_plugin.learning import (
     fixed_kernels,
     ottt_for,
 )
+from grasp_plugin.learning.deltas import Outer, is_finite
 from grasp_plugin.learning.losses import MSE
-from grasp_plugin.learning.rule import Outer, is_finite
 from grasp_plugin.learning.signals import Backpropagation, OutputError, Projection
 from grasp_plugin.learning.traces import Exponential, Instant
 

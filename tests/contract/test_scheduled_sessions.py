@@ -14,8 +14,8 @@ from grasp_plugin.errors import Invalid
 from grasp_plugin.learning import GRASP, decolle_for, etlp_for, ottt_for, scheduled
 from grasp_plugin.learning.budget import Fixed, Marginal, RandomSteps, Sharpness
 from grasp_plugin.learning.optimise import Adam, Momentum
-from grasp_plugin.learning.rule import leaves
 from grasp_plugin.learning.spec import Learning
+from grasp_plugin.learning.states import leaves
 from grasp_plugin.runtime.learning import LearningSession
 
 NET = cases.two_layers(np.random.default_rng(0))

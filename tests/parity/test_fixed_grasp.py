@@ -12,7 +12,7 @@ import pytest
 from grasp_plugin import build, quantise
 from grasp_plugin.learning import GRASP, decolle_for, etlp_for, ottt_for, scheduled
 from grasp_plugin.learning.budget import Fixed, Marginal
-from grasp_plugin.learning.rule import leaves
+from grasp_plugin.learning.states import leaves
 
 pytestmark = pytest.mark.lava
 log = logging.getLogger(__name__)

@@ -23,8 +23,9 @@ from grasp_plugin.learning.baselines import (
     random_steps,
     rows_only,
 )
+from grasp_plugin.learning.deltas import Outer
 from grasp_plugin.learning.grasp import GRASP
-from grasp_plugin.learning.rule import Factors, Outer
+from grasp_plugin.learning.rule import Factors
 from grasp_plugin.network.presets import etlp_network
 
 log = logging.getLogger(__name__)

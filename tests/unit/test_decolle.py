@@ -15,8 +15,8 @@ from torch.nn.functional import smooth_l1_loss
 from grasp_plugin.errors import Invalid
 from grasp_plugin.learning import Factors, decolle, decolle_readout
 from grasp_plugin.learning.losses import CrossEntropy, one_hot
-from grasp_plugin.learning.rule import leaves
 from grasp_plugin.learning.signals import activity_penalty
+from grasp_plugin.learning.states import leaves
 from grasp_plugin.learning.traces import DoubleExponential
 from grasp_plugin.neurons.adaptive import decolle_init, decolle_step
 

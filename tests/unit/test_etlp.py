@@ -14,8 +14,8 @@ from grasp_plugin.errors import Invalid
 from grasp_plugin.learning import Accumulate, Factors, Plan, ThreeFactor, etlp, etlp_output
 from grasp_plugin.learning.counter_random import uniform
 from grasp_plugin.learning.etlp import heterogeneous_tau_ms
-from grasp_plugin.learning.rule import leaves
 from grasp_plugin.learning.signals import Projection
+from grasp_plugin.learning.states import leaves
 from grasp_plugin.learning.traces import AdaptiveThreshold
 from grasp_plugin.neurons.adaptive import alif_init, alif_step, output_init, output_step
 

@@ -35,7 +35,8 @@ from grasp_plugin.learning.budget import (
 )
 from grasp_plugin.learning.fixed import FixedSynapses
 from grasp_plugin.learning.fixed_plan import FixedPlan, fixed_plan
-from grasp_plugin.learning.rule import Rule, leaves
+from grasp_plugin.learning.rule import Rule
+from grasp_plugin.learning.states import leaves
 from grasp_plugin.learning.traces import CurrentExponential, Exponential, Instant
 from grasp_plugin.network import weights as W
 from grasp_plugin.network.weights import Conv

@@ -24,18 +24,13 @@ from grasp_plugin.learning.budget import (
     Sharpness,
 )
 from grasp_plugin.learning.chosen import Sparse
+from grasp_plugin.learning.deltas import Delta, Full
 from grasp_plugin.learning.grasp import GRASP
 from grasp_plugin.learning.online import OnlineLearner
-from grasp_plugin.learning.rule import (
-    Delta,
-    Factors,
-    Full,
-    Plan,
-    State,
-    leaves,
-)
+from grasp_plugin.learning.rule import Factors, Plan
 from grasp_plugin.learning.scores import Separable
 from grasp_plugin.learning.selection import Pairs
+from grasp_plugin.learning.states import State, leaves
 from grasp_plugin.learning.transforms import Late
 from grasp_plugin.learning.worth import RankOne
 from grasp_plugin.training.rule_optimizer import RuleOptimizer

@@ -13,7 +13,7 @@ from grasp_plugin.errors import Refused
 from grasp_plugin.learning import GRASP, decolle, decolle_for, scheduled
 from grasp_plugin.learning.budget import Fixed
 from grasp_plugin.learning.convolved import Convolved, patches
-from grasp_plugin.learning.rule import Outer
+from grasp_plugin.learning.deltas import Outer
 from grasp_plugin.learning.worth import gradient_of
 from grasp_plugin.network.weights import Conv
 

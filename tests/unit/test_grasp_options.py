@@ -19,12 +19,9 @@ from grasp_plugin.learning.budget import (
     RandomSteps,
     Sharpness,
 )
+from grasp_plugin.learning.deltas import Outer, PerSynapse
 from grasp_plugin.learning.grasp import GRASP
-from grasp_plugin.learning.rule import (
-    Factors,
-    Outer,
-    PerSynapse,
-)
+from grasp_plugin.learning.rule import Factors
 from grasp_plugin.learning.scores import Separable, Table
 from grasp_plugin.learning.spec import Learning
 from grasp_plugin.learning.worth import gradient_of

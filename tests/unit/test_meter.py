@@ -37,10 +37,11 @@ from grasp_plugin.learning.budget import (
     RandomSteps,
     Sharpness,
 )
+from grasp_plugin.learning.deltas import Delta
 from grasp_plugin.learning.meter import Series
 from grasp_plugin.learning.optimise import Adam, Momentum
-from grasp_plugin.learning.rule import Delta, State
 from grasp_plugin.learning.spec import Learning
+from grasp_plugin.learning.states import State
 from grasp_plugin.learning.updates import Reading, Work
 from grasp_plugin.network.network import Network
 from grasp_plugin.network.presets import etlp_network

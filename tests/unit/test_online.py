@@ -27,8 +27,9 @@ from grasp_plugin.learning import (
 )
 from grasp_plugin.learning.convolved import Convolved, SharedBias, conv_back, patches
 from grasp_plugin.learning.counter_random import uniform, uniform_on_arrays
+from grasp_plugin.learning.deltas import is_finite
 from grasp_plugin.learning.online import third_factor
-from grasp_plugin.learning.rule import ThreeFactor, is_finite
+from grasp_plugin.learning.rule import ThreeFactor
 from grasp_plugin.learning.signals import Backpropagation, OutputError, Projection, RandomReadout
 from grasp_plugin.learning.traces import CurrentExponential, Exponential, Instant
 from grasp_plugin.network.network import Network, Population

@@ -14,10 +14,12 @@ from grasp_plugin.errors import Invalid, Refused
 from grasp_plugin.learning import decolle, decolle_for, etlp_for, ottt_for, scheduled
 from grasp_plugin.learning.budget import Fixed
 from grasp_plugin.learning.chosen import Chosen, Sparse
+from grasp_plugin.learning.deltas import Delta, Full, Outer, PerSynapse
 from grasp_plugin.learning.grasp import GRASP
 from grasp_plugin.learning.optimise import SGD, Adam, Adamax, Lazy, Momentum
-from grasp_plugin.learning.rule import Delta, Factors, Full, Outer, PerSynapse, Plan, leaves
+from grasp_plugin.learning.rule import Factors, Plan
 from grasp_plugin.learning.selection import Pairs, Picked, top
+from grasp_plugin.learning.states import leaves
 from grasp_plugin.learning.transforms import Late
 from grasp_plugin.network.presets import etlp_network
 from grasp_plugin.training.rule_optimizer import RuleOptimizer

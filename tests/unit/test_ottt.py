@@ -14,8 +14,8 @@ from torch.nn.functional import cross_entropy, linear, mse_loss
 from grasp_plugin.errors import Invalid, Refused
 from grasp_plugin.learning import Accumulate, Factors, Plan, Rule, ThreeFactor, ottt, sltt
 from grasp_plugin.learning.losses import one_hot, ottt_loss
-from grasp_plugin.learning.rule import leaves
 from grasp_plugin.learning.signals import Backpropagation
+from grasp_plugin.learning.states import leaves
 from grasp_plugin.learning.traces import Exponential, Instant, SynapticExponential
 from grasp_plugin.neurons.surrogate import Sigmoid
 

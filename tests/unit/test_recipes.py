@@ -33,7 +33,8 @@ from grasp_plugin.learning import (
     ottt_for,
     sltt_for,
 )
-from grasp_plugin.learning.recipes import exact_trace, late_steps
+from grasp_plugin.learning.exact_trace import exact_trace
+from grasp_plugin.learning.recipes import late_steps
 from grasp_plugin.learning.signals import teaching_event
 from grasp_plugin.learning.traces import (
     AdaptiveThreshold,

@@ -28,7 +28,7 @@ from grasp_plugin.learning import (
     sltt,
 )
 from grasp_plugin.learning.losses import one_hot
-from grasp_plugin.learning.rule import leaves
+from grasp_plugin.learning.states import leaves
 from grasp_plugin.learning.traces import Average, Exponential
 from grasp_plugin.neurons.surrogate import Sigmoid
 

@@ -26,7 +26,7 @@ from grasp_plugin.learning import (
     ottt,
     sltt,
 )
-from grasp_plugin.learning.rule import leaves
+from grasp_plugin.learning.states import leaves
 from grasp_plugin.training.rule_optimizer import RuleOptimizer
 
 SIZES, BATCH, STEPS = (5, 4, 3), 2, 12

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from grasp_plugin.errors import Invalid, Refused
+from grasp_plugin.learning.deltas import is_finite
 from grasp_plugin.learning.exact.engine import Parameters
 from grasp_plugin.learning.exact.episode import (
     Episode,
@@ -31,8 +32,9 @@ from grasp_plugin.learning.exact.flow import decays
 from grasp_plugin.learning.exact.losses import ttfs_cross_entropy_gradient
 from grasp_plugin.learning.exact.observed import in_steps, observed_gradients
 from grasp_plugin.learning.optimise import Adam
-from grasp_plugin.learning.rule import Plan, Rule, State, is_finite
+from grasp_plugin.learning.rule import Plan, Rule
 from grasp_plugin.learning.spec import Learning
+from grasp_plugin.learning.states import State
 from grasp_plugin.network.network import Network
 from grasp_plugin.network.weights import Array
 

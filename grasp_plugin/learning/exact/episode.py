@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from grasp_plugin.errors import Invalid
+from grasp_plugin.learning.deltas import Delta, Full
 from grasp_plugin.learning.exact.engine import THETA_LEAST, Parameters
-from grasp_plugin.learning.rule import Delta, Factors, Full, Plan, Rule, State
+from grasp_plugin.learning.rule import Factors, Plan, Rule
+from grasp_plugin.learning.states import State
 from grasp_plugin.network.weights import Array
 
 DELAYS = ("delay", "axonal", "dendritic")

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from grasp_plugin.errors import Invalid, Refused
+from grasp_plugin.learning.deltas import is_finite
 from grasp_plugin.learning.exact.engine import (
     LayerGradients,
     Parameters,
@@ -38,8 +39,9 @@ from grasp_plugin.learning.exact.losses import (
     ttfs_cross_entropy_curvature,
     ttfs_cross_entropy_gradient,
 )
-from grasp_plugin.learning.rule import Rule, State, is_finite
+from grasp_plugin.learning.rule import Rule
 from grasp_plugin.learning.spec import Learning
+from grasp_plugin.learning.states import State
 from grasp_plugin.network.weights import Array
 
 STEP = 1e-5  # of a finite difference, in units of the parameter

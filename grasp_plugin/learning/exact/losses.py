@@ -17,7 +17,7 @@ from __future__ import annotations
 from array_api_compat import array_namespace
 
 from grasp_plugin.errors import Invalid, Refused
-from grasp_plugin.learning.rule import Array
+from grasp_plugin.learning.deltas import Array
 
 
 def first_spikes(times: Array) -> Array:

@@ -16,12 +16,13 @@ from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
 from grasp_plugin.learning.convolved import conv_back, core_of, patches
+from grasp_plugin.learning.deltas import Delta
 from grasp_plugin.learning.fixed import FixedSynapses
 from grasp_plugin.learning.kernels import add_delta, gather
 from grasp_plugin.learning.local_curvature import KnownDirection
 from grasp_plugin.learning.online import refuse_unless_finite
 from grasp_plugin.learning.price_post import Post
-from grasp_plugin.learning.rule import Delta, Factors, Rule, with_lasting
+from grasp_plugin.learning.rule import Factors, Rule, with_lasting
 from grasp_plugin.learning.shared_budget import report, with_price
 from grasp_plugin.network.weights import Conv
 from grasp_plugin.processes.plastic.process import PlasticConv, PlasticDense

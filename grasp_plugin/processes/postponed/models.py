@@ -11,8 +11,10 @@ from lava.magma.core.model.py.type import LavaPyType
 from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
+from grasp_plugin.learning.deltas import Delta, size
 from grasp_plugin.learning.postponed import Postponed, modes_of
-from grasp_plugin.learning.rule import Delta, Factors, Plan, check_finite, size
+from grasp_plugin.learning.rule import Factors, Plan
+from grasp_plugin.learning.states import check_finite
 from grasp_plugin.processes.plastic.models import PlasticFloat
 from grasp_plugin.processes.postponed.process import PostponedDense
 
