@@ -32,7 +32,8 @@ import h5py
 import nir
 import numpy as np
 
-from grasp_plugin.adapters._nir_read import DAMAGED, read_file, remember
+from grasp_plugin.adapters._nir_probe import DAMAGED, remember
+from grasp_plugin.adapters._nir_read import read_file
 from grasp_plugin.errors import Invalid
 from grasp_plugin.network.fields import OPTIONAL, TIME_FIELDS, at, fields_of, show
 from grasp_plugin.network.hints import KEY, read_hints, write_hints

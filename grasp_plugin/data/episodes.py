@@ -21,11 +21,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
+from grasp_plugin.checks import is_whole
 from grasp_plugin.errors import Invalid
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -161,7 +162,7 @@ def _check_rows(name: str, part: Part, count: int) -> None:
     owner: dict[int, Name] = {}
     for pool, rows in part.pools.items():
         for row in rows:
-            if not isinstance(row, Integral) or isinstance(row, bool) or not 0 <= row < count:
+            if not is_whole(row, 0) or row >= count:
                 raise Invalid(
                     f"{name}, pool {pool!r}", f"expected recordings in 0..{count - 1}, got {row!r}",
                     "Number them as rows of `recordings`",
@@ -181,7 +182,7 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
     Raises:
         Invalid: names it.
     """
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+    if not is_whole(value, least):
         raise Invalid(name, f"expected an integer from {least} on, got {value!r}", "Correct it")
 
 

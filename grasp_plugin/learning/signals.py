@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace, device
 
+from grasp_plugin.checks import is_whole
 from grasp_plugin.errors import Invalid
 from grasp_plugin.learning.counter_random import uniform
 from grasp_plugin.learning.deltas import Array
@@ -120,7 +120,7 @@ def check_classes(culprit: str, classes: Any) -> None:
     Raises:
         Invalid: names the culprit and what was got.
     """
-    if isinstance(classes, bool) or not isinstance(classes, Integral) or int(classes) < 1:
+    if not is_whole(classes, 1):
         raise Invalid(
             culprit, f"expected classes, an integer >= 1, got {classes!r}",
             "Pass how many labels there are",

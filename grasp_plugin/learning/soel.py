@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Real
 
 import numpy as np
 from array_api_compat import array_namespace
 
+from grasp_plugin.checks import is_real
 from grasp_plugin.errors import Invalid, Refused
 from grasp_plugin.learning.deltas import Array
 from grasp_plugin.learning.dynamics import made_from
@@ -66,7 +66,7 @@ class Soel(ThreeFactor):
 
 
 def _check_number(culprit: str, name: str, value: float) -> None:
-    if not isinstance(value, Real) or not 0 <= value < np.inf:
+    if not is_real(value, 0.0):
         raise Invalid(culprit, f"expected {name} >= 0, got {value!r}", "Pass a finite number")
 
 

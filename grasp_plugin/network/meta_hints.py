@@ -22,12 +22,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from typing import Any
 
 import nir
 import numpy as np
 
+from grasp_plugin.checks import is_real, is_whole
 from grasp_plugin.errors import Invalid
 from grasp_plugin.network.hints import KEY, read_hints, write_hints
 from grasp_plugin.network.network import Network
@@ -71,7 +71,7 @@ class MetaHints:
         self._check_rule()
         for name in _COUNTS:
             value = getattr(self, name)
-            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            if not is_whole(value, 1):
                 raise Invalid(
                     f"MetaHints, {name}", f"expected an integer from 1 on, got {value!r}",
                     "Correct it",
@@ -100,7 +100,7 @@ class MetaHints:
                 f"{own or ()}, got {self.rule!r} with {dict(self.rule_parameters)}", "Correct them",
             )  # fmt: skip
         for name, value in self.rule_parameters.items():
-            if not isinstance(value, Real) or not 0 <= value < np.inf:
+            if not is_real(value, 0.0):
                 raise Invalid(
                     f"MetaHints, {name}", f"expected a finite number >= 0, got {value!r}",
                     "Correct it",

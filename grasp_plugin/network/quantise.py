@@ -38,6 +38,7 @@ from dataclasses import replace
 import numpy as np
 import scipy.sparse as sp
 
+from grasp_plugin.checks import is_real
 from grasp_plugin.errors import Invalid, Refused
 from grasp_plugin.network import weights as W
 from grasp_plugin.network.network import (
@@ -163,15 +164,11 @@ def dequantise(network: Network) -> Network:
     )
 
 
-def _number(value: object) -> bool:
-    return isinstance(value, int | float | np.integer | np.floating) and bool(np.isfinite(value))
-
-
 def _check_numbers(growth: float, room: float | None, headroom: float | None) -> None:
     for name, given in (("growth", growth), ("room", 1.0 if room is None else room)):
-        if not _number(given) or given < 1:
+        if not is_real(given, 1.0):
             raise Invalid(name, f"expected {name} >= 1, got {given!r}", "Pass 2 or more")
-    if headroom is not None and (not _number(headroom) or headroom <= 0):
+    if headroom is not None and (not is_real(headroom, 0.0) or headroom == 0):
         raise Invalid("headroom", f"expected headroom > 0, got {headroom!r}", "Pass e.g. 8")
 
 
@@ -210,7 +207,7 @@ def _input_maxima(network: Network, given: float | Mapping[str, float]) -> dict[
             )
     for name in network.inputs:
         value = values.setdefault(name, 1.0)
-        if not _number(value) or value <= 0:
+        if not is_real(value, 0.0) or value == 0:
             raise Invalid(name, f"expected input_max > 0, got {value!r}", "Pass the largest input")
     return values
 

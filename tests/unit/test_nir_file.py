@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from grasp_plugin.adapters import _nir_read
+from grasp_plugin.adapters import _nir_probe
 from grasp_plugin.adapters.nir_file import read_nir, validate, write_nir
 from grasp_plugin.errors import Invalid
 from grasp_plugin.network.fields import FIELDS
@@ -181,7 +181,7 @@ def test_all_primitives_are_covered() -> None:
     assert kinds == set(FIELDS)
 
 
-def test_what_nir_reads_is_what_was_written(tmp_path: Path) -> None:
+def test_what_nir_probes_is_what_was_written(tmp_path: Path) -> None:
     skip = {"conv2d_no_shape", "conv1d_same", "flatten_no_type"}
     for name in PRIMITIVES.keys() - skip:
         graph = chain((name, PRIMITIVES[name]()))
@@ -799,7 +799,7 @@ def test_broken_file(name: str, good: bytes, tmp_path: Path) -> None:
     path.write_bytes(good)
     with h5py.File(path, "a") as handle:
         change(handle)
-    _nir_read.remember(path)  # sound HDF5, only bad NIR: no probe needed
+    _nir_probe.remember(path)  # sound HDF5, only bad NIR: no probe needed
     refused(path, f"(?s){match}")
 
 
@@ -869,12 +869,12 @@ def test_the_library_crashes_or_hangs(
 ) -> None:
     path = tmp_path / "killer.nir"
     path.write_bytes(good + what.encode())  # bytes behind the end change nothing but the digest
-    monkeypatch.setattr(_nir_read, "PROBE_SECONDS", 1.0)
-    monkeypatch.setattr(_nir_read, "_child_command", lambda: [sys.executable, "-S", "-c", code])
+    monkeypatch.setattr(_nir_probe, "PROBE_SECONDS", 1.0)
+    monkeypatch.setattr(_nir_probe, "_child_command", lambda: [sys.executable, "-S", "-c", code])
     refused(path, what)
-    monkeypatch.setattr(_nir_read, "_child_command", lambda: None)
+    monkeypatch.setattr(_nir_probe, "_child_command", lambda: None)
     assert read_nir(path).nodes.keys() == rich().nodes.keys()
-    monkeypatch.setattr(_nir_read, "_child_command", lambda: ["no such program"])
+    monkeypatch.setattr(_nir_probe, "_child_command", lambda: ["no such program"])
     path.write_bytes(good + b"other")
     assert read_nir(path).nodes.keys() == rich().nodes.keys()
 

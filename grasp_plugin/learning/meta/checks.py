@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from grasp_plugin.checks import is_whole
 from grasp_plugin.errors import Invalid
 from grasp_plugin.learning.meta.grids import Grid
 
@@ -23,7 +23,7 @@ def whole(name: str, value: Any, least: int) -> int:
     Raises:
         Invalid: it is none, or less than `least`.
     """
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+    if not is_whole(value, least):
         raise Invalid(name, f"expected a whole number >= {least}, got {value!r}", "Correct it")
     return int(value)
 
